@@ -1,0 +1,1 @@
+//! Loads, limits and schedules plugins; parameters, data, runs, registry. Knows no terminal.

@@ -1,0 +1,1 @@
+//! Tensors, kernels and autograd of any order. Knows no WebAssembly.

@@ -1,0 +1,1 @@
+//! What a plugin author sees: tensors, traits and one export! line.
