@@ -1,1 +1,2 @@
-//! Loads, limits and schedules plugins; parameters, data, runs, registry. Knows no terminal.
+//! Loads, limits and schedules plugins; owns parameters, data, runs and the registry. Knows no terminal.
+pub mod plan;

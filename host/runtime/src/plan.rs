@@ -1,0 +1,246 @@
+//! What a run is, after the run file, the registry and the command line have been read and checked:
+//! plain data, complete (every default filled in), nothing left to look up.
+//!
+//! `runfile` makes a [`Plan`], `run` carries it out, the lock records it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A checked run: data, model, schedule and the plugins that fill the slots.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Name shown to people and used for the run folder; the run file's stem unless it says otherwise.
+    pub name: String,
+    /// Every random number of the run follows from this.
+    pub seed: u64,
+    /// Threads for arithmetic. Results do not depend on it.
+    pub threads: usize,
+    /// Where samples come from and how they are split.
+    pub data: DataPlan,
+    /// The layers, in order.
+    pub model: Vec<LayerPlan>,
+    /// How long to train and when to look.
+    pub schedule: SchedulePlan,
+    /// The trainer, then the pruners in the order in which they act on an event.
+    pub plugins: Vec<PluginPlan>,
+    /// How often the run is made safe.
+    pub checkpoint: CheckpointPlan,
+}
+
+/// Where samples come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataPlan {
+    /// The source and what only it needs to know.
+    pub source: DataSource,
+    /// Fraction of the samples kept for testing where the source has no test split of its own, in [0, 1).
+    pub test: f64,
+    /// Fraction of the training samples kept for validation, in [0, 1).
+    pub validation: f64,
+    /// Seed of the split alone, so that runs with different seeds are measured on the same samples.
+    pub split_seed: u64,
+    /// At most this many training samples, the first ones after the seeded split shuffle.
+    pub train_limit: Option<usize>,
+    /// At most this many test samples.
+    pub test_limit: Option<usize>,
+    /// How inputs are scaled.
+    pub normalize: Normalize,
+}
+
+/// A data set the host can read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum DataSource {
+    /// UCI handwritten digits, 1,797 images of 8x8 (shape [1, 8, 8]), 10 classes; embedded in the program.
+    Digits,
+    /// A folder of IDX files as MNIST and Fashion-MNIST use them, gzipped or not; shape [1, h, w].
+    Idx {
+        /// Folder with `train-images-idx3-ubyte[.gz]` and the three other files.
+        path: PathBuf,
+    },
+    /// One CSV file with a header; numeric columns only.
+    Csv {
+        /// The file.
+        path: PathBuf,
+        /// Column to predict.
+        target: String,
+        /// True if the target is a class (any text or number), false if it is a number to regress.
+        classes: bool,
+    },
+    /// Two NPY files with the same first axis.
+    Npy {
+        /// Inputs, any rank from 2.
+        inputs: PathBuf,
+        /// Targets: integers are classes, floats are values.
+        targets: PathBuf,
+    },
+}
+
+/// How inputs are scaled before a plugin sees them; statistics come from the training split alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normalize {
+    /// As the source gives them (images: 0 to 1).
+    None,
+    /// Subtract the mean of all inputs, divide by their standard deviation.
+    Standard,
+    /// The same for each feature by itself.
+    PerFeature,
+}
+
+/// One layer of the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerPlan {
+    /// Unique in the model; the kind and a number (`linear1`) unless the run file names it.
+    pub name: String,
+    /// One of the built-in kinds, as `model::KINDS` lists them.
+    pub kind: String,
+    /// Names of the layers (or fields) it reads; empty means the layer before it, or the field `inputs`.
+    pub inputs: Vec<String>,
+    /// The kind's settings by name: `features`, `kernel`, `stride`, ... Booleans are 0 and 1.
+    pub settings: BTreeMap<String, Vec<f64>>,
+}
+
+/// How long to train and when to look.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SchedulePlan {
+    /// Length of one round.
+    pub length: Length,
+    /// Samples a step.
+    pub batch_size: u32,
+    /// Epochs between two evaluations on the validation split (or the test split where there is none).
+    pub evaluate_every: u32,
+    /// Samples a `predict` call at evaluation; no metric depends on it.
+    pub evaluation_batch: u32,
+    /// What the host measures and what `model.loss` stands for.
+    pub loss: Loss,
+}
+
+/// Length of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Length {
+    /// Passes over the training split.
+    Epochs(u64),
+    /// Calls of the trainer's `step`.
+    Steps(u64),
+}
+
+/// The run's loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// Mean over samples of -log softmax(logits)\[class\].
+    CrossEntropy,
+    /// Mean over samples and outputs of the squared difference.
+    Mse,
+}
+
+/// One plugin in one slot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PluginPlan {
+    /// The slot it fills.
+    pub slot: Slot,
+    /// Its name in the registry.
+    pub name: String,
+    /// Options given in the run file, unchecked until the component has said which it has.
+    pub options: BTreeMap<String, OptionValue>,
+    /// Where each option stands in the run file, for messages: `file:line`.
+    pub option_places: BTreeMap<String, String>,
+    /// What it may use.
+    pub limits: Limits,
+    /// What follows when it dies.
+    pub on_failure: OnFailure,
+}
+
+/// A kind of decision with its own WIT world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Slot {
+    /// How parameters change.
+    Trainer,
+    /// Which weights live.
+    Pruner,
+}
+
+impl Slot {
+    /// The name used in run files, registries and `wit/`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Slot::Trainer => "trainer",
+            Slot::Pruner => "pruner",
+        }
+    }
+}
+
+impl std::fmt::Display for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The value of one option.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OptionValue {
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number.
+    Integer(i64),
+    /// A number.
+    Float(f64),
+    /// Text, or one of a set of choices.
+    Text(String),
+    /// Several numbers.
+    Floats(Vec<f64>),
+}
+
+/// What one plugin may use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of guest memory, all linear memories together.
+    pub memory: u64,
+    /// Bytes of host tensors alive at once on its account.
+    pub tensors: u64,
+    /// Handles alive at once.
+    pub handles: u32,
+    /// Wall time of one call into the plugin, host work included.
+    pub call: Duration,
+    /// Bytes of log text in the whole run.
+    pub log: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            memory: 256 << 20,
+            tensors: 4 << 30,
+            handles: 100_000,
+            call: Duration::from_secs(60),
+            log: 1 << 20,
+        }
+    }
+}
+
+/// What follows when a plugin traps or breaks a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// The run ends with an error; the last checkpoint stays.
+    Fail,
+    /// A new instance with the state of the last save; counted and shown.
+    Restart,
+    /// The run goes on without it. Not for a trainer.
+    Skip,
+}
+
+/// How often the run is made safe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointPlan {
+    /// Steps between two checkpoints; 0 means only at the end of each epoch.
+    pub every: u64,
+    /// How many of the newest are kept, at least 1.
+    pub keep: usize,
+}
