@@ -1,2 +1,4 @@
 //! Loads, limits and schedules plugins; owns parameters, data, runs and the registry. Knows no terminal.
+pub mod diagnostic;
+pub mod events;
 pub mod plan;

@@ -1,0 +1,368 @@
+//! What happens in a run, in the order in which it happens: the same facts for the terminal, for
+//! `--json` and for tests.
+//!
+//! Each event is one JSON object with an `event` field in kebab-case. A number that is not finite is
+//! written as `null`, because JSON has no other word for it. The last event of a run that ended is
+//! [`Event::Finished`], of a run that was asked to stop [`Event::Interrupted`], of one that died
+//! [`Event::Failed`]; nothing follows any of the three.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::diagnostic::Diagnostic;
+use crate::plan::{OptionValue, Slot};
+
+/// Told of every event, on the thread that drives the run; what it does delays the run.
+pub trait Observer {
+    /// Called once for each event.
+    fn event(&mut self, event: &Event);
+}
+
+/// An observer that listens to nothing.
+impl Observer for () {
+    fn event(&mut self, _event: &Event) {}
+}
+
+/// Keeps every event, for tests.
+impl Observer for Vec<Event> {
+    fn event(&mut self, event: &Event) {
+        self.push(event.clone());
+    }
+}
+
+/// Something that happened in a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A plugin with a path source is being built, or the wasm target installed. Several may follow each
+    /// other; the first run-related event ends them.
+    Building(Building),
+    /// What the run is made of, once everything has been resolved and checked.
+    Composition(Composition),
+    /// The first step is about to begin.
+    Started {
+        /// The run's folder.
+        run: PathBuf,
+        /// Steps already done: 0, or more after a resume.
+        step: u64,
+        /// Steps of the whole run as far as is known now; a pruner that rewinds adds to it.
+        of: Option<u64>,
+    },
+    /// One step of the trainer is over.
+    Step {
+        /// Steps done in the whole run, rewound ones included.
+        step: u64,
+        /// Steps of the whole run as far as is known now.
+        of: Option<u64>,
+        /// Epoch that this step belongs to, from 0, counted within the round.
+        epoch: u64,
+        /// Round, from 0: how often the run was rewound.
+        round: u64,
+        /// The trainer's own word for progress; metrics never come from it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        loss: Option<f64>,
+        /// Samples that the step used.
+        samples: u64,
+        /// Wall time of the step.
+        seconds: f64,
+    },
+    /// The host has measured the model on a split.
+    Evaluated {
+        /// `train`, `validation` or `test`.
+        split: String,
+        /// Steps done.
+        step: u64,
+        /// Epochs done in this round.
+        epoch: u64,
+        /// Round, from 0.
+        round: u64,
+        /// `accuracy`, `loss`, ... without the split's name, measured by the host.
+        metrics: BTreeMap<String, f64>,
+        /// Wall time of the measurement.
+        seconds: f64,
+    },
+    /// A plugin has reported a number of its own through `log`.
+    PluginMetric {
+        /// Which plugin.
+        plugin: String,
+        /// The plugin's name for it.
+        name: String,
+        /// Its value.
+        value: f64,
+        /// Steps done.
+        step: u64,
+    },
+    /// A plugin has said something: through `log`, or on its standard output or error.
+    Log {
+        /// Which plugin.
+        plugin: String,
+        /// How much it matters.
+        level: Level,
+        /// One line or several.
+        text: String,
+        /// Steps done.
+        step: u64,
+    },
+    /// A pruner has changed the masks.
+    Pruned {
+        /// Which plugin.
+        plugin: String,
+        /// Steps done.
+        step: u64,
+        /// Fraction of prunable weights that are masked now, in [0, 1].
+        sparsity: f64,
+        /// Weights that live.
+        alive: u64,
+        /// Prunable weights in all.
+        total: u64,
+    },
+    /// A pruner has sent the run back to a tagged state; a new round begins.
+    Rewound {
+        /// Which plugin.
+        plugin: String,
+        /// The tag.
+        tag: String,
+        /// Steps done when it asked.
+        step: u64,
+        /// The round that begins, from 1.
+        round: u64,
+    },
+    /// The run is safe up to this step.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Something the person should know that does not end the run.
+    Warning {
+        /// One sentence.
+        text: String,
+        /// The next thing to do.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        help: Option<String>,
+    },
+    /// What each plugin has cost; just before `finished`.
+    Counters {
+        /// In the order of the composition.
+        plugins: Vec<PluginCounters>,
+    },
+    /// The run is over and whole.
+    Finished(Finished),
+    /// The run was asked to stop, and has stopped after a checkpoint.
+    Interrupted {
+        /// The run's folder, for `--resume`.
+        run: PathBuf,
+        /// Steps done.
+        step: u64,
+    },
+    /// The run, or what leads to it, has failed.
+    Failed {
+        /// Why.
+        error: Diagnostic,
+    },
+}
+
+/// Progress of building plugins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Building {
+    /// The plugins that this is about.
+    pub plugins: Vec<String>,
+    /// What is being done.
+    pub stage: BuildStage,
+    /// One line for people.
+    pub text: String,
+}
+
+/// A stage of building plugins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BuildStage {
+    /// The compilation target is missing and is being installed through rustup.
+    InstallingTarget,
+    /// cargo has begun.
+    Compiling,
+    /// cargo has finished a crate; `text` names it.
+    Crate,
+    /// Everything is built.
+    Done,
+}
+
+/// What a run is made of.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Composition {
+    /// The run's name.
+    pub name: String,
+    /// The run's seed.
+    pub seed: u64,
+    /// Threads for arithmetic.
+    pub threads: usize,
+    /// The data.
+    pub data: ComposedData,
+    /// The model.
+    pub model: ComposedModel,
+    /// The trainer, then the pruners in the order in which they act.
+    pub plugins: Vec<ComposedPlugin>,
+    /// The schedule in one line: `40 epochs of 21 steps, 64 samples a step`.
+    pub schedule: String,
+}
+
+/// The data of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ComposedData {
+    /// What it is: `digits`, or the path.
+    pub source: String,
+    /// Shape of one input.
+    pub shape: Vec<usize>,
+    /// Number of classes, or `None` for values.
+    pub classes: Option<usize>,
+    /// Samples for training.
+    pub train: usize,
+    /// Samples for validation.
+    pub validation: usize,
+    /// Samples for testing.
+    pub test: usize,
+}
+
+/// The model of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ComposedModel {
+    /// One line: `linear 128 · relu · linear 10`.
+    pub text: String,
+    /// Number of layers.
+    pub layers: usize,
+    /// Trainable numbers.
+    pub parameters: u64,
+    /// Of those, the ones a pruner may mask.
+    pub prunable: u64,
+}
+
+/// A plugin of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ComposedPlugin {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its name in the registry.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// SHA-256 of the component, in hexadecimal.
+    pub sha256: String,
+    /// Size of the component in bytes.
+    pub size: u64,
+    /// Options, defaults included, in the order in which the plugin declares them.
+    pub options: Vec<(String, OptionValue)>,
+}
+
+/// How much a log line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Of interest to the plugin's author.
+    Debug,
+    /// Of interest.
+    Info,
+    /// Something is not as it should be.
+    Warning,
+    /// Something failed.
+    Error,
+}
+
+/// What a plugin has cost in a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PluginCounters {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its name.
+    pub name: String,
+    /// Calls into it, by export: `step`, `on-event`, `predict`, ...
+    pub calls: BTreeMap<String, u64>,
+    /// Seconds spent in its own code.
+    pub guest_seconds: f64,
+    /// Seconds the host worked for it.
+    pub host_seconds: f64,
+    /// Most bytes of host tensors alive at once on its account.
+    pub peak_tensor_bytes: u64,
+    /// Most handles alive at once.
+    pub peak_handles: u64,
+    /// Times it was started again after a failure.
+    pub restarts: u64,
+}
+
+/// The end of a run that went through.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finished {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// Wall time from the first step to the last measurement, earlier parts of a resumed run included.
+    pub seconds: f64,
+    /// Steps done, rewound ones included.
+    pub steps: u64,
+    /// `test/accuracy`, `test/loss`, `sparsity`, ... measured by the host at the end.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// How a run that did not fail came to its end.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    /// It went through.
+    Finished(Finished),
+    /// It was asked to stop and has made a checkpoint.
+    Interrupted {
+        /// The run's folder, for `--resume`.
+        run: PathBuf,
+        /// Steps done.
+        step: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(event: &Event) -> String {
+        serde_json::to_string(event).unwrap_or_else(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_last_line_has_exactly_the_promised_form() {
+        let metrics = [
+            ("sparsity", 0.9),
+            ("test/accuracy", 0.97),
+            ("test/loss", 0.125),
+        ];
+        let event = Event::Finished(Finished {
+            run: "runs/digits".into(),
+            seconds: 1.5,
+            steps: 840,
+            metrics: metrics
+                .map(|(name, value)| (name.to_string(), value))
+                .into(),
+        });
+        let want = r#"{"event":"finished","run":"runs/digits","seconds":1.5,"steps":840,"metrics":{"sparsity":0.9,"test/accuracy":0.97,"test/loss":0.125}}"#;
+        assert_eq!(json(&event), want);
+    }
+
+    #[test]
+    fn names_are_kebab_case_and_numbers_that_are_not_finite_are_null() {
+        let event = Event::PluginMetric {
+            plugin: "p".into(),
+            name: "n".into(),
+            value: f64::NAN,
+            step: 3,
+        };
+        let want = r#"{"event":"plugin-metric","plugin":"p","name":"n","value":null,"step":3}"#;
+        assert_eq!(json(&event), want);
+        let event = Event::Building(Building {
+            plugins: vec![],
+            stage: BuildStage::InstallingTarget,
+            text: "".into(),
+        });
+        assert_eq!(
+            json(&event),
+            r#"{"event":"building","plugins":[],"stage":"installing-target","text":""}"#
+        );
+    }
+}
