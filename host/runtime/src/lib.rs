@@ -1,4 +1,6 @@
 //! Loads, limits and schedules plugins; owns parameters, data, runs and the registry. Knows no terminal.
 pub mod diagnostic;
+mod document;
 pub mod events;
 pub mod plan;
+pub mod runfile;

@@ -1,0 +1,822 @@
+//! Reads a run file: TOML in, a complete [`Plan`] out, or every error in it with file, line and column.
+//!
+//! What is checked here is what the file alone can tell: keys, types, ranges, references between layers.
+//! Whether data exist is checked when they are read, whether options fit a plugin when the plugin has
+//! been asked (`options`). docs/run-file.md is the reference for people.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::diagnostic::{Diagnostic, nearest, one_of};
+use crate::document::{Document, Field, Fields, Origin, Reader, Value};
+use crate::plan::{
+    CheckpointPlan, DataPlan, DataSource, LayerPlan, Length, Limits, Loss, Normalize, OnFailure,
+    OptionValue, Plan, PluginPlan, SchedulePlan, Slot,
+};
+
+/// What the command line says over the run file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--set path=value`, in the order given. The value is TOML where it parses as TOML, else text.
+    pub sets: Vec<(String, String)>,
+    /// `--seed`, over `run.seed`.
+    pub seed: Option<u64>,
+    /// `--threads`, over `run.threads`.
+    pub threads: Option<usize>,
+}
+
+const RUN: [&str; 3] = ["name", "seed", "threads"];
+const DATA: [&str; 12] = [
+    "source",
+    "path",
+    "target",
+    "classes",
+    "inputs",
+    "targets",
+    "test",
+    "validation",
+    "split-seed",
+    "train-limit",
+    "test-limit",
+    "normalize",
+];
+const SCHEDULE: [&str; 6] = [
+    "epochs",
+    "steps",
+    "batch-size",
+    "evaluate-every",
+    "evaluation-batch",
+    "loss",
+];
+const PLUGIN: [&str; 4] = ["plugin", "with", "limits", "on-failure"];
+const LIMITS: [&str; 5] = ["memory", "tensors", "handles", "call", "log"];
+const CHECKPOINT: [&str; 2] = ["every", "keep"];
+const ROOT: [&str; 7] = [
+    "run",
+    "data",
+    "model",
+    "schedule",
+    "trainer",
+    "pruner",
+    "checkpoint",
+];
+
+/// Most threads that a run may ask for; more than any machine this is meant for.
+const MOST_THREADS: u64 = 1024;
+
+/// Where Fashion-MNIST is looked for when `path` is not given: beside the run file, in the current folder,
+/// then where systems keep shared data sets.
+const FASHION_MNIST: &str = "data/fashion-mnist";
+const FASHION_MNIST_SHARED: &str = "/usr/share/datasets/fashion-mnist";
+
+/// Reads, overrides and checks a run file.
+///
+/// Errors name file, line, column and field; a file with several errors gives them all
+/// ([`Diagnostic::more`]). An error in an override names the flag.
+pub fn load(path: &Path, overrides: &Overrides) -> Result<Plan, Diagnostic> {
+    check(Document::load(path, "run file")?, overrides)
+}
+
+fn check(mut document: Document, overrides: &Overrides) -> Result<Plan, Diagnostic> {
+    for (key, value) in &overrides.sets {
+        let flag = format!("--set {key}={value}");
+        // The two lengths exclude each other: a flag for one replaces the other of the file.
+        let other = match key.as_str() {
+            "schedule.steps" => "epochs",
+            "schedule.epochs" => "steps",
+            _ => "",
+        };
+        if let Some((_, schedule)) = document.root.get_mut("schedule")
+            && let Value::Table(schedule) = &mut schedule.value
+            && schedule
+                .get(other)
+                .is_some_and(|(origin, _)| matches!(origin, Origin::File(_)))
+        {
+            schedule.remove(other);
+        }
+        document.set(key, value, &flag)?;
+    }
+    if let Some(seed) = overrides.seed {
+        document.set("run.seed", &seed.to_string(), &format!("--seed {seed}"))?;
+    }
+    if let Some(threads) = overrides.threads {
+        document.set(
+            "run.threads",
+            &threads.to_string(),
+            &format!("--threads {threads}"),
+        )?;
+    }
+    let reader = Reader::new(&document);
+    let plan = read(&reader);
+    reader.finish(plan)
+}
+
+fn read(reader: &Reader<'_>) -> Option<Plan> {
+    let base = reader
+        .document
+        .file
+        .parent()
+        .unwrap_or(Path::new(""))
+        .to_path_buf();
+    let root = reader.root(&ROOT);
+
+    let run = root
+        .get("run")
+        .and_then(|field| field.table(&RUN, &belongs_elsewhere));
+    let get = |key: &str| run.as_ref().and_then(|fields| fields.get(key));
+    let stem = reader
+        .document
+        .file
+        .file_stem()
+        .map_or("run".into(), |stem| stem.to_string_lossy().into_owned());
+    let name = get("name")
+        .and_then(|field| run_name(&field))
+        .unwrap_or(stem);
+    let seed = get("seed")
+        .and_then(|field| field.integer(0, u64::MAX))
+        .unwrap_or(0);
+    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let threads = get("threads")
+        .and_then(|field| field.integer(1, MOST_THREADS))
+        .unwrap_or_else(cores) as usize;
+
+    let data = root
+        .require("data", "add [data] with source = \"digits\"")
+        .and_then(|field| data(&field, &base));
+    let model = root
+        .require(
+            "model",
+            "add [model] with layers = [{ kind = \"linear\", features = 10 }]",
+        )
+        .and_then(|field| model(&field));
+    let default_loss = data
+        .as_ref()
+        .map_or(Loss::CrossEntropy, |data| default_loss(&data.source));
+    let schedule = root
+        .require("schedule", "add [schedule] with epochs = 10")
+        .and_then(|field| schedule(&field, default_loss));
+    let trainer = root
+        .require("trainer", "add [trainer] with plugin = \"backprop\"")
+        .and_then(|field| plugin(&field, Slot::Trainer));
+    let pruners = root
+        .get("pruner")
+        .map_or(Some(Vec::new()), |field| pruners(&field));
+    let checkpoint = root
+        .get("checkpoint")
+        .and_then(|field| field.table(&CHECKPOINT, &belongs_elsewhere));
+    let get = |key: &str| checkpoint.as_ref().and_then(|fields| fields.get(key));
+    let checkpoint = CheckpointPlan {
+        every: get("every")
+            .and_then(|field| field.integer(0, u64::MAX))
+            .unwrap_or(0),
+        keep: get("keep")
+            .and_then(|field| field.integer(1, 10_000))
+            .unwrap_or(2) as usize,
+    };
+    let plugins = std::iter::once(trainer?).chain(pruners?).collect();
+    Some(Plan {
+        name,
+        seed,
+        threads,
+        data: data?,
+        model: model?,
+        schedule: schedule?,
+        plugins,
+        checkpoint,
+    })
+}
+
+/// A key that stands in the wrong table: says which table it belongs to.
+fn belongs_elsewhere(key: &str) -> Option<String> {
+    let tables: [(&str, &[&str]); 5] = [
+        ("run", &RUN),
+        ("data", &DATA),
+        ("schedule", &SCHEDULE),
+        ("checkpoint", &CHECKPOINT),
+        ("model", &["layers"]),
+    ];
+    tables
+        .iter()
+        .find(|(_, keys)| keys.contains(&key))
+        .map(|(table, _)| format!("`{key}` belongs in [{table}]"))
+}
+
+/// The name becomes a folder, so it may not lead anywhere else.
+fn run_name(field: &Field<'_, '_>) -> Option<String> {
+    let name = field.text()?;
+    let plain = |c: char| c.is_alphanumeric() || "-_.+ ".contains(c);
+    if name.starts_with('.') || !name.chars().all(plain) {
+        return field.refuse("letters, digits, spaces and - _ . +, not beginning with a dot");
+    }
+    Some(name.to_string())
+}
+
+// Data.
+
+const SOURCES: [&str; 5] = ["digits", "fashion-mnist", "idx", "csv", "npy"];
+
+fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
+    let all = field.open_table(&DATA)?;
+    let source = all
+        .require(
+            "source",
+            "add source = \"digits\", or another of fashion-mnist, idx, csv, npy",
+        )
+        .and_then(|field| field.choice("data source", &SOURCES))?;
+    let source = SOURCES[source];
+    let own: &[&str] = match source {
+        "idx" | "fashion-mnist" => &["path"],
+        "csv" => &["path", "target", "classes", "test"],
+        "npy" => &["inputs", "targets", "test"],
+        _ => &["test"],
+    };
+    const COMMON: [&str; 6] = [
+        "source",
+        "validation",
+        "split-seed",
+        "train-limit",
+        "test-limit",
+        "normalize",
+    ];
+    let known: Vec<&str> = COMMON.iter().chain(own).copied().collect();
+    let advice = |key: &str| match key {
+        "test" => Some(format!(
+            "`{source}` has a test split of its own; `test-limit` takes fewer of it"
+        )),
+        _ if DATA.contains(&key) => Some(format!("the source `{source}` has no use for `{key}`")),
+        _ => belongs_elsewhere(key),
+    };
+    let fields = field.table(&known, &advice)?;
+    let need = |key: &str, help: &str| fields.require(key, help).and_then(|field| field.path(base));
+    let source = match source {
+        "fashion-mnist" => match fields.get("path") {
+            Some(field) => field.path(base).map(|path| DataSource::Idx { path }),
+            None => fashion_mnist(&fields, base),
+        },
+        "idx" => need(
+            "path",
+            "add path = \"FOLDER\", the folder with the IDX files",
+        )
+        .map(|path| DataSource::Idx { path }),
+        "csv" => {
+            let path = need("path", "add path = \"FILE.csv\"");
+            let target = fields.require("target", "add target = \"COLUMN\", the column to predict");
+            let target = target.and_then(|field| field.text());
+            let classes = fields
+                .get("classes")
+                .and_then(|field| field.bool())
+                .unwrap_or(true);
+            path.zip(target).map(|(path, target)| DataSource::Csv {
+                path,
+                target: target.to_string(),
+                classes,
+            })
+        }
+        "npy" => need("inputs", "add inputs = \"FILE.npy\"")
+            .zip(need("targets", "add targets = \"FILE.npy\""))
+            .map(|(inputs, targets)| DataSource::Npy { inputs, targets }),
+        _ => Some(DataSource::Digits),
+    };
+    let limit = |key: &str| {
+        fields
+            .get(key)
+            .and_then(|field| field.integer(1, u64::MAX))
+            .map(|n| n as usize)
+    };
+    const NORMALIZE: [(&str, Normalize); 3] = [
+        ("none", Normalize::None),
+        ("standard", Normalize::Standard),
+        ("per-feature", Normalize::PerFeature),
+    ];
+    let normalize = fields.get("normalize");
+    let normalize =
+        normalize.and_then(|field| field.choice("scaling", &NORMALIZE.map(|(name, _)| name)));
+    Some(DataPlan {
+        source: source?,
+        test: fields
+            .get("test")
+            .and_then(|field| field.fraction())
+            .unwrap_or(0.25),
+        validation: fields
+            .get("validation")
+            .and_then(|field| field.fraction())
+            .unwrap_or(0.0),
+        split_seed: fields
+            .get("split-seed")
+            .and_then(|field| field.integer(0, u64::MAX))
+            .unwrap_or(0),
+        train_limit: limit("train-limit"),
+        test_limit: limit("test-limit"),
+        normalize: normalize.map_or(Normalize::None, |index| NORMALIZE[index].1),
+    })
+}
+
+fn fashion_mnist(fields: &Fields<'_, '_>, base: &Path) -> Option<DataSource> {
+    let mut places = vec![
+        base.join(FASHION_MNIST),
+        PathBuf::from(FASHION_MNIST),
+        PathBuf::from(FASHION_MNIST_SHARED),
+    ];
+    places.dedup();
+    let found = places.iter().find(|place| place.is_dir()).cloned();
+    if found.is_none() {
+        let looked: Vec<String> = places
+            .iter()
+            .map(|place| place.display().to_string())
+            .collect();
+        fields.error(
+            Diagnostic::new("Fashion-MNIST is not on this machine")
+                .detail("looked in", looked.join("\n"))
+                .help("put its four IDX files (gzipped or not) in one of these folders, or give data.path"),
+        );
+    }
+    found.map(|path| DataSource::Idx { path })
+}
+
+/// Classes are scored by cross-entropy, values by the squared difference. For NPY the header of the
+/// targets tells; what cannot be read is left to the reader of the data to refuse.
+fn default_loss(source: &DataSource) -> Loss {
+    let classes = match source {
+        DataSource::Digits | DataSource::Idx { .. } => true,
+        DataSource::Csv { classes, .. } => *classes,
+        DataSource::Npy { targets, .. } => !npy_is_float(targets).unwrap_or(false),
+    };
+    if classes {
+        Loss::CrossEntropy
+    } else {
+        Loss::Mse
+    }
+}
+
+fn npy_is_float(path: &Path) -> Option<bool> {
+    use std::io::Read;
+    let mut head = Vec::new();
+    std::fs::File::open(path)
+        .ok()?
+        .take(256)
+        .read_to_end(&mut head)
+        .ok()?;
+    let head = String::from_utf8_lossy(&head);
+    let (_, rest) = head.split_once("'descr':")?;
+    let kind = rest.split('\'').nth(1)?;
+    Some(kind.contains('f'))
+}
+
+// Model.
+
+fn model(field: &Field<'_, '_>) -> Option<Vec<LayerPlan>> {
+    let fields = field.table(&["layers"], &belongs_elsewhere)?;
+    const EXPECTED: &str = "a list of layers, each { kind = \"...\", ... }";
+    let list = fields.require(
+        "layers",
+        "add layers = [{ kind = \"linear\", features = 10 }]",
+    )?;
+    let items = list.list(EXPECTED)?;
+    if items.is_empty() {
+        return list.refuse("at least one layer");
+    }
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut names: BTreeSet<String> = BTreeSet::new();
+    let mut layers = Vec::new();
+    let mut whole = true;
+    for item in items {
+        match layer(&item, &mut counts, &names) {
+            Some(layer) => {
+                names.insert(layer.name.clone());
+                layers.push(layer);
+            }
+            None => whole = false,
+        }
+    }
+    whole.then_some(layers)
+}
+
+fn layer(
+    item: &Field<'_, '_>,
+    counts: &mut BTreeMap<String, usize>,
+    before: &BTreeSet<String>,
+) -> Option<LayerPlan> {
+    let fields = item.open_table(&[])?;
+    let kind = fields
+        .require("kind", "add kind = \"linear\", or another kind of layer")?
+        .text()?
+        .to_string();
+    let count = counts.entry(kind.clone()).or_default();
+    *count += 1;
+    let given = fields.get("name");
+    let name = match &given {
+        Some(field) => field.text()?.to_string(),
+        None => format!("{kind}{count}"),
+    };
+    if before.contains(&name) || name == "inputs" {
+        let place = given.as_ref().unwrap_or(item);
+        let error = Diagnostic::new(format!("two layers are called `{name}`"))
+            .help("give one of them another `name`");
+        place.error(if name == "inputs" {
+            error.detail("because", "`inputs` is the data's own name")
+        } else {
+            error
+        });
+        return None;
+    }
+    let mut inputs = Vec::new();
+    if let Some(field) = fields.get("inputs") {
+        for input in field.list("a list of names of earlier layers")? {
+            let wanted = input.text()?;
+            if wanted != "inputs" && !before.contains(wanted) {
+                let valid = || before.iter().map(String::as_str).chain(["inputs"]);
+                let near = nearest(wanted, valid()).map(|near| format!("did you mean `{near}`?"));
+                let error = Diagnostic::new(format!(
+                    "layer `{name}` reads `{wanted}`, which is no earlier layer"
+                ));
+                input.error(error.expected(one_of(valid())).help_if(near));
+                return None;
+            }
+            inputs.push(wanted.to_string());
+        }
+    }
+    let mut settings = BTreeMap::new();
+    for key in fields
+        .table
+        .keys()
+        .filter(|key| !["kind", "name", "inputs"].contains(&key.as_str()))
+    {
+        let numbers = fields.get(key)?.numbers()?;
+        settings.insert(key.clone(), numbers);
+    }
+    Some(LayerPlan {
+        name,
+        kind,
+        inputs,
+        settings,
+    })
+}
+
+// Schedule.
+
+fn schedule(field: &Field<'_, '_>, default_loss: Loss) -> Option<SchedulePlan> {
+    let fields = field.table(&SCHEDULE, &belongs_elsewhere)?;
+    let count = |key: &str| fields.get(key).and_then(|field| field.integer(1, u64::MAX));
+    let (epochs, steps) = (count("epochs"), count("steps"));
+    let length = match (fields.get("epochs"), fields.get("steps")) {
+        (Some(_), Some(second)) => {
+            second.error(
+                Diagnostic::new("[schedule] gives both `epochs` and `steps`")
+                    .expected("one of the two: how long a round is")
+                    .help("remove one"),
+            );
+            None
+        }
+        (None, None) => {
+            fields.error(
+                Diagnostic::new("[schedule] does not say how long to train")
+                    .help("add `epochs = 10` or `steps = 1000`"),
+            );
+            None
+        }
+        _ => epochs.map(Length::Epochs).or(steps.map(Length::Steps)),
+    };
+    let small = |key: &str, default: u32| {
+        let value = fields
+            .get(key)
+            .and_then(|field| field.integer(1, u32::MAX.into()));
+        value.map_or(default, |value| value as u32)
+    };
+    let loss = fields
+        .get("loss")
+        .and_then(|field| field.choice("loss", &["cross-entropy", "mse"]));
+    Some(SchedulePlan {
+        length: length?,
+        batch_size: small("batch-size", 64),
+        evaluate_every: small("evaluate-every", 1),
+        evaluation_batch: small("evaluation-batch", 512),
+        loss: loss.map_or(default_loss, |index| [Loss::CrossEntropy, Loss::Mse][index]),
+    })
+}
+
+// Plugins.
+
+fn pruners(field: &Field<'_, '_>) -> Option<Vec<PluginPlan>> {
+    let items = match field.item.value {
+        Value::Array(_) => field.list("a table")?,
+        _ => vec![field.clone()],
+    };
+    // Every one is read before any failure counts, so that all errors are shown.
+    let read: Vec<Option<PluginPlan>> = items
+        .iter()
+        .map(|item| plugin(item, Slot::Pruner))
+        .collect();
+    read.into_iter().collect()
+}
+
+fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
+    let path = &field.path;
+    let advice = |key: &str| {
+        let general = format!("options of the plugin itself go in [{path}.with]");
+        if LIMITS.contains(&key) {
+            Some(format!("limits go in [{path}.limits]"))
+        } else {
+            Some(general)
+        }
+    };
+    let fields = field.table(&PLUGIN, &advice)?;
+    let example = if slot == Slot::Trainer {
+        "backprop"
+    } else {
+        "magnitude"
+    };
+    let name = fields.require("plugin", &format!("add plugin = \"{example}\""));
+    let name = name.and_then(|field| field.text()).map(str::to_string);
+
+    let mut options = BTreeMap::new();
+    let mut option_places = BTreeMap::new();
+    let with = fields.get("with").and_then(|field| field.open_table(&[]));
+    for (key, (origin, _)) in with.iter().flat_map(|with| with.table) {
+        let value = with
+            .as_ref()
+            .and_then(|with| with.get(key))
+            .and_then(|field| option_value(&field));
+        if let Some(value) = value {
+            options.insert(key.clone(), value);
+            option_places.insert(key.clone(), field.reader.document.short_place(origin));
+        }
+    }
+
+    let limits = fields
+        .get("limits")
+        .and_then(|field| field.table(&LIMITS, &|_| None));
+    let get = |key: &str| limits.as_ref().and_then(|fields| fields.get(key));
+    let default = Limits::default();
+    let limits = Limits {
+        memory: get("memory")
+            .and_then(|field| field.bytes())
+            .unwrap_or(default.memory),
+        tensors: get("tensors")
+            .and_then(|field| field.bytes())
+            .unwrap_or(default.tensors),
+        handles: get("handles")
+            .and_then(|field| field.integer(1, u32::MAX.into()))
+            .map_or(default.handles, |n| n as u32),
+        call: get("call")
+            .and_then(|field| field.duration())
+            .unwrap_or(default.call),
+        log: get("log")
+            .and_then(|field| field.bytes())
+            .unwrap_or(default.log),
+    };
+
+    let on_failure = fields.get("on-failure");
+    let chosen = on_failure
+        .as_ref()
+        .and_then(|field| field.choice("failure policy", &["fail", "restart", "skip"]));
+    let chosen = chosen.map_or(OnFailure::Fail, |index| {
+        [OnFailure::Fail, OnFailure::Restart, OnFailure::Skip][index]
+    });
+    if let (Slot::Trainer, OnFailure::Skip, Some(field)) = (slot, chosen, &on_failure) {
+        field.error(
+            Diagnostic::new("a run cannot go on without its trainer")
+                .expected(one_of(["fail", "restart"]))
+                .found("`skip`"),
+        );
+    }
+    Some(PluginPlan {
+        slot,
+        name: name?,
+        options,
+        option_places,
+        limits,
+        on_failure: chosen,
+    })
+}
+
+fn option_value(field: &Field<'_, '_>) -> Option<OptionValue> {
+    Some(match &field.item.value {
+        Value::Bool(value) => OptionValue::Bool(*value),
+        Value::Integer(value) => match i64::try_from(*value) {
+            Ok(value) => OptionValue::Integer(value),
+            Err(_) => return field.refuse("a whole number of at most 64 bits"),
+        },
+        Value::Float(value) => OptionValue::Float(*value),
+        Value::Text(text) => OptionValue::Text(text.clone()),
+        Value::Array(_) => OptionValue::Floats(field.numbers()?),
+        Value::Date(_) | Value::Table(_) => {
+            let error = Diagnostic::new("an option cannot hold this");
+            field.error(error.expected("`true` or `false`, a number, text, or a list of numbers"));
+            return None;
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const GOOD: &str = r#"
+[run]
+name = "digits"
+seed = 7
+threads = 2
+[data]
+source = "digits"
+validation = 0.1
+normalize = "standard"
+[model]
+layers = [
+  { kind = "linear", features = 128 },
+  { kind = "relu" },
+  { kind = "conv2d", name = "c", features = 4, kernel = [3, 3], bias = false },
+  { kind = "add", inputs = ["c", "relu1"] },
+  { kind = "linear", features = 10 },
+]
+[schedule]
+epochs = 40
+[trainer]
+plugin = "backprop"
+with = { optimizer = "adam", lr = 1e-3, steps = 3, decay = [1, 0.5], nesterov = true }
+limits = { memory = "1.5 MiB", handles = 10, call = "250 ms" }
+on-failure = "restart"
+[[pruner]]
+plugin = "magnitude"
+[[pruner]]
+plugin = "granet"
+on-failure = "skip"
+"#;
+
+    fn read_with(text: &str, overrides: &Overrides) -> Result<Plan, Diagnostic> {
+        check(
+            Document::parse(Path::new("x/run.toml"), text.to_string())?,
+            overrides,
+        )
+    }
+
+    fn set(path: &str, value: &str) -> Overrides {
+        Overrides {
+            sets: vec![(path.into(), value.into())],
+            ..Overrides::default()
+        }
+    }
+
+    fn error(text: &str, overrides: &Overrides) -> String {
+        read_with(text, overrides).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_run_file_becomes_a_complete_plan() {
+        let plan = read_with(GOOD, &Overrides::default()).unwrap();
+        assert_eq!(
+            (plan.name.as_str(), plan.seed, plan.threads),
+            ("digits", 7, 2)
+        );
+        assert_eq!(plan.data.normalize, Normalize::Standard);
+        assert_eq!((plan.data.test, plan.data.validation), (0.25, 0.1));
+        let names: Vec<&str> = plan.model.iter().map(|layer| layer.name.as_str()).collect();
+        assert_eq!(names, ["linear1", "relu1", "c", "add1", "linear2"]);
+        assert_eq!(plan.model[2].settings["kernel"], [3.0, 3.0]);
+        assert_eq!(plan.model[2].settings["bias"], [0.0]);
+        assert_eq!(plan.model[3].inputs, ["c", "relu1"]);
+        assert_eq!(plan.schedule.length, Length::Epochs(40));
+        assert_eq!(plan.schedule.loss, Loss::CrossEntropy);
+        let trainer = &plan.plugins[0];
+        assert_eq!(
+            (trainer.limits.memory, trainer.limits.handles),
+            (1_572_864, 10)
+        );
+        assert_eq!(trainer.limits.call, std::time::Duration::from_millis(250));
+        assert_eq!(trainer.limits.tensors, Limits::default().tensors);
+        assert_eq!(
+            trainer.options["optimizer"],
+            OptionValue::Text("adam".into())
+        );
+        assert_eq!(trainer.options["lr"], OptionValue::Float(1e-3));
+        assert_eq!(trainer.options["steps"], OptionValue::Integer(3));
+        assert_eq!(
+            trainer.options["decay"],
+            OptionValue::Floats(vec![1.0, 0.5])
+        );
+        assert_eq!(trainer.option_places["lr"], "x/run.toml:22");
+        let slots: Vec<(Slot, OnFailure)> = plan
+            .plugins
+            .iter()
+            .map(|p| (p.slot, p.on_failure))
+            .collect();
+        let want = [
+            (Slot::Trainer, OnFailure::Restart),
+            (Slot::Pruner, OnFailure::Fail),
+            (Slot::Pruner, OnFailure::Skip),
+        ];
+        assert_eq!(slots, want);
+        assert_eq!(plan.checkpoint, CheckpointPlan { every: 0, keep: 2 });
+    }
+
+    #[test]
+    fn overrides_reach_tables_layers_and_pruners() {
+        let sets = [
+            ("model.layers.0.features", "64"),
+            ("pruner.1.with.rate", "0.5"),
+            ("trainer.with", "{ optimizer = \"sgd\" }"),
+            ("trainer.plugin", "mono-forward"),
+            ("schedule.steps", "10"),
+            ("checkpoint.keep", "5"),
+        ];
+        let sets = sets
+            .map(|(path, value)| (path.to_string(), value.to_string()))
+            .to_vec();
+        let plan = read_with(
+            GOOD,
+            &Overrides {
+                sets,
+                seed: Some(u64::MAX),
+                threads: Some(1),
+            },
+        )
+        .unwrap();
+        assert_eq!(plan.model[0].settings["features"], [64.0]);
+        assert_eq!(plan.plugins[2].options["rate"], OptionValue::Float(0.5));
+        assert_eq!(
+            plan.plugins[2].option_places["rate"],
+            "--set pruner.1.with.rate=0.5"
+        );
+        assert_eq!(plan.plugins[0].name, "mono-forward");
+        assert_eq!(plan.plugins[0].options.len(), 1);
+        assert_eq!(plan.schedule.length, Length::Steps(10));
+        assert_eq!(
+            (plan.seed, plan.threads, plan.checkpoint.keep),
+            (u64::MAX, 1, 5)
+        );
+    }
+
+    #[test]
+    fn an_empty_list_of_pruners_takes_them_all_away() {
+        let plan = read_with(GOOD, &set("pruner", "[]")).unwrap();
+        assert_eq!(plan.plugins.len(), 1);
+    }
+
+    #[test]
+    fn every_error_of_a_file_is_shown_in_its_order() {
+        let text = GOOD
+            .replace("epochs = 40", "epochs = 0")
+            .replace("seed = 7", "sede = 7");
+        let want = "error: unknown key `sede` in [run]
+  at        x/run.toml:4:1, run.sede
+  expected  `name`, `seed` or `threads`
+  help      did you mean `seed`?
+error: `epochs` is out of range
+  at        x/run.toml:19:10, schedule.epochs
+  expected  a whole number, at least 1
+  found     0";
+        assert_eq!(error(&text, &Overrides::default()), want);
+    }
+
+    #[test]
+    fn an_error_in_an_override_names_the_flag() {
+        let want = "error: `features` has the wrong type
+  at        --set model.layers.0.features=wide
+  expected  a number, a list of numbers, or `true` or `false`
+  found     the text \"wide\"";
+        assert_eq!(error(GOOD, &set("model.layers.0.features", "wide")), want);
+        let want = "error: `model.layers` is a list, and `9` is not one of its places
+  at        --set model.layers.9.features=1
+  expected  model.layers.0 to model.layers.4";
+        assert_eq!(error(GOOD, &set("model.layers.9.features", "1")), want);
+        let want = "error: `run.seed` has no keys inside\n  at     --set run.seed.x=1\n  found  7";
+        assert_eq!(error(GOOD, &set("run.seed.x", "1")), want);
+    }
+
+    #[test]
+    fn a_layer_that_reads_a_later_layer_is_refused() {
+        let text = GOOD.replace("[\"c\", \"relu1\"]", "[\"c\", \"relu2\"]");
+        let want = "error: layer `add1` reads `relu2`, which is no earlier layer
+  at        x/run.toml:15:34, model.layers.3.inputs.1
+  expected  `c`, `linear1`, `relu1` or `inputs`
+  help      did you mean `relu1`?";
+        assert_eq!(error(&text, &Overrides::default()), want);
+    }
+
+    #[test]
+    fn targets_of_floats_are_scored_by_squared_difference() {
+        let npy = "source = \"npy\"\ninputs = \"a.npy\"\ntargets = \"missing.npy\"";
+        let plan = read_with(
+            &GOOD.replace("source = \"digits\"", npy),
+            &Overrides::default(),
+        )
+        .unwrap();
+        assert_eq!(plan.schedule.loss, Loss::CrossEntropy);
+        let csv = "source = \"csv\"\npath = \"a.csv\"\ntarget = \"y\"\nclasses = false";
+        let plan = read_with(
+            &GOOD.replace("source = \"digits\"", csv),
+            &Overrides::default(),
+        )
+        .unwrap();
+        assert_eq!(plan.schedule.loss, Loss::Mse);
+        let path = PathBuf::from("x/a.csv");
+        assert_eq!(
+            plan.data.source,
+            DataSource::Csv {
+                path,
+                target: "y".into(),
+                classes: false
+            }
+        );
+    }
+}
