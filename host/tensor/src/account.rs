@@ -1,0 +1,165 @@
+//! Who pays for memory: every storage is charged to the account current where it was allocated, until
+//! the storage is freed, and every graph node to the account current where it was recorded.
+//!
+//! The limit counts tensor elements. It does not count shapes, graph nodes or a kernel's scratch space,
+//! all of which are small beside the tensors they belong to.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Bytes and graph nodes of one owner. Clones share the counts.
+#[derive(Clone, Debug)]
+pub struct Account(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    limit: Option<u64>,
+    used: AtomicU64,
+    peak: AtomicU64,
+    nodes: AtomicU64,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Account>> = const { RefCell::new(None) };
+}
+
+impl Account {
+    /// An account with nothing charged; `None` means no limit.
+    pub fn new(limit_bytes: Option<u64>) -> Account {
+        Account(Arc::new(Counts {
+            limit: limit_bytes,
+            used: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            nodes: AtomicU64::new(0),
+        }))
+    }
+
+    /// Bytes charged now.
+    pub fn used_bytes(&self) -> u64 {
+        self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes charged at any time since creation or [`reset_peak`](Account::reset_peak).
+    pub fn peak_bytes(&self) -> u64 {
+        self.0.peak.load(Ordering::Relaxed)
+    }
+
+    /// Sets the peak to the bytes charged now.
+    pub fn reset_peak(&self) {
+        self.0.peak.store(self.used_bytes(), Ordering::Relaxed);
+    }
+
+    /// Graph nodes that still hold their gradient rule (leaves are not counted).
+    pub fn live_nodes(&self) -> u64 {
+        self.0.nodes.load(Ordering::Relaxed)
+    }
+
+    /// Makes this the current thread's account until the returned scope is dropped.
+    pub fn enter(&self) -> AccountScope {
+        AccountScope {
+            previous: swap(Some(self.clone())),
+            _on_this_thread: std::marker::PhantomData,
+        }
+    }
+
+    /// The current thread's account.
+    pub fn current() -> Option<Account> {
+        CURRENT.with(|c| c.borrow().clone())
+    }
+}
+
+fn swap(next: Option<Account>) -> Option<Account> {
+    CURRENT.with(|c| c.replace(next))
+}
+
+/// Restores the thread's previous account when dropped.
+#[must_use = "the account is current only while the scope lives"]
+pub struct AccountScope {
+    previous: Option<Account>,
+    _on_this_thread: std::marker::PhantomData<*const ()>,
+}
+
+impl AccountScope {
+    /// A scope with this account, or with none.
+    pub(crate) fn of(account: Option<Account>) -> AccountScope {
+        AccountScope {
+            previous: swap(account),
+            _on_this_thread: std::marker::PhantomData,
+        }
+    }
+}
+
+impl Drop for AccountScope {
+    fn drop(&mut self) {
+        swap(self.previous.take());
+    }
+}
+
+/// Bytes charged to an account; given back on drop.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    account: Option<Account>,
+    bytes: u64,
+}
+
+impl Charge {
+    /// Charges the current account, or refuses without changing anything.
+    pub(crate) fn take(op: &'static str, bytes: u64) -> Result<Charge> {
+        let account = Account::current();
+        if let Some(Account(counts)) = &account {
+            let charged = counts
+                .used
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                    let next = used.checked_add(bytes)?;
+                    (next <= counts.limit.unwrap_or(u64::MAX)).then_some(next)
+                });
+            match charged {
+                Ok(used) => {
+                    counts.peak.fetch_max(used + bytes, Ordering::Relaxed);
+                }
+                Err(used) => {
+                    return Err(Error::Budget {
+                        op,
+                        asked: bytes,
+                        used,
+                        limit: counts.limit.unwrap_or(u64::MAX),
+                    });
+                }
+            }
+        }
+        Ok(Charge { account, bytes })
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some(Account(counts)) = &self.account {
+            counts.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One live graph node on an account's count; taken off on drop.
+#[derive(Debug)]
+pub(crate) struct NodeCount(Option<Account>);
+
+impl NodeCount {
+    pub(crate) fn take() -> NodeCount {
+        let account = Account::current();
+        if let Some(Account(counts)) = &account {
+            counts.nodes.fetch_add(1, Ordering::Relaxed);
+        }
+        NodeCount(account)
+    }
+}
+
+impl Drop for NodeCount {
+    fn drop(&mut self) {
+        if let Some(Account(counts)) = &self.0 {
+            counts.nodes.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,949 @@
+//! Arithmetic element by element, with broadcasting: functions of one tensor, of two, comparisons and
+//! selection.
+//!
+//! A map is a zero-sized type with one inlined method, so that the loop around it is compiled for it
+//! alone and vectorises. Gradient rules are tensor expressions; where recording is off the common ones
+//! take one pass with a fused map instead of several.
+
+use std::sync::Arc;
+
+use crate::autograd::{
+    Flow, Gradients, Node, grad_enabled, record, record_keeping_output, record_nodes,
+};
+use crate::dtype::{DType, Element, with_element, with_float};
+use crate::error::{Error, Result};
+use crate::layout::{Dims, Walk, broadcast_shapes, broadcast_strides};
+use crate::math::{Number, Real};
+use crate::ops::astype;
+use crate::simd::{self, Kernel};
+use crate::tensor::{Operand, Tensor};
+use crate::threads::{BLOCK, for_blocks};
+
+/// A function of one element.
+pub(crate) trait Map1<A, O>: Copy + Sync {
+    fn f(self, a: A) -> O;
+}
+
+/// A function of two elements.
+pub(crate) trait Map2<A, O>: Copy + Sync {
+    fn f(self, a: A, b: A) -> O;
+}
+
+struct Run1<'a, A, O, M> {
+    a: &'a [A],
+    stride: usize,
+    out: &'a mut [O],
+    map: M,
+}
+
+impl<A: Element, O: Element, M: Map1<A, O>> Kernel for Run1<'_, A, O, M> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        let Run1 {
+            a,
+            stride,
+            out,
+            map,
+        } = self;
+        match stride {
+            1 => {
+                let a = &a[..out.len()];
+                for (o, a) in out.iter_mut().zip(a) {
+                    *o = map.f(*a);
+                }
+            }
+            0 => out.fill(map.f(a[0])),
+            _ => {
+                for (o, a) in out.iter_mut().zip(a.iter().step_by(stride)) {
+                    *o = map.f(*a);
+                }
+            }
+        }
+    }
+}
+
+struct Run2<'a, A, O, M> {
+    a: &'a [A],
+    b: &'a [A],
+    strides: [usize; 2],
+    out: &'a mut [O],
+    map: M,
+}
+
+impl<A: Element, O: Element, M: Map2<A, O>> Kernel for Run2<'_, A, O, M> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        let Run2 {
+            a,
+            b,
+            strides,
+            out,
+            map,
+        } = self;
+        let n = out.len();
+        match strides {
+            [1, 1] => {
+                for ((o, a), b) in out.iter_mut().zip(&a[..n]).zip(&b[..n]) {
+                    *o = map.f(*a, *b);
+                }
+            }
+            [1, 0] => {
+                let b = b[0];
+                for (o, a) in out.iter_mut().zip(&a[..n]) {
+                    *o = map.f(*a, b);
+                }
+            }
+            [0, 1] => {
+                let a = a[0];
+                for (o, b) in out.iter_mut().zip(&b[..n]) {
+                    *o = map.f(a, *b);
+                }
+            }
+            [sa, sb] => {
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = map.f(a[i * sa], b[i * sb]);
+                }
+            }
+        }
+    }
+}
+
+/// Runs shorter than this are not worth a second function call.
+const SHORT: usize = 8;
+
+/// `map` over every element.
+pub(crate) fn map1<A: Element, O: Element, M: Map1<A, O>>(
+    op: &'static str,
+    t: &Tensor,
+    map: M,
+) -> Result<Tensor> {
+    let source = t.storage_slice::<A>(op)?;
+    let layout = t.layout();
+    let walk = Walk::new(&layout.shape, [(&layout.strides, layout.offset)]);
+    let [stride] = walk.inner_strides();
+    Tensor::build::<O>(op, t.shape(), |out| {
+        let total = out.len();
+        for_blocks(out, BLOCK, total, |first, chunk| {
+            walk.runs(first..first + chunk.len(), |at, len, [start]| {
+                let run = Run1 {
+                    a: &source[start..],
+                    stride,
+                    out: &mut chunk[at - first..at - first + len],
+                    map,
+                };
+                if len < SHORT {
+                    run.run()
+                } else {
+                    simd::dispatch(run)
+                }
+            });
+        });
+    })
+}
+
+/// `map` over two operands broadcast to `shape`.
+pub(crate) fn map2<A: Element, O: Element, M: Map2<A, O>>(
+    op: &'static str,
+    a: &Arg,
+    b: &Arg,
+    shape: &[usize],
+    map: M,
+) -> Result<Tensor> {
+    let (mut slot_a, mut slot_b) = ([A::default()], [A::default()]);
+    let (source_a, strides_a, offset_a) = a.read::<A>(op, shape, &mut slot_a)?;
+    let (source_b, strides_b, offset_b) = b.read::<A>(op, shape, &mut slot_b)?;
+    let walk = Walk::new(shape, [(&strides_a, offset_a), (&strides_b, offset_b)]);
+    let strides = walk.inner_strides();
+    Tensor::build::<O>(op, shape, |out| {
+        let total = out.len();
+        for_blocks(out, BLOCK, total, |first, chunk| {
+            walk.runs(first..first + chunk.len(), |at, len, [from_a, from_b]| {
+                let run = Run2 {
+                    a: &source_a[from_a..],
+                    b: &source_b[from_b..],
+                    strides,
+                    out: &mut chunk[at - first..at - first + len],
+                    map,
+                };
+                if len < SHORT {
+                    run.run()
+                } else {
+                    simd::dispatch(run)
+                }
+            });
+        });
+    })
+}
+
+/// An operand after promotion: owned, so that a gradient rule can keep it.
+#[derive(Clone)]
+pub(crate) enum Arg {
+    Tensor(Tensor),
+    Scalar(f64),
+}
+
+impl Arg {
+    fn read<'a, E: Element>(
+        &'a self,
+        op: &'static str,
+        shape: &[usize],
+        slot: &'a mut [E; 1],
+    ) -> Result<(&'a [E], Dims, usize)> {
+        match self {
+            Arg::Scalar(value) => {
+                slot[0] = E::from_f64(*value);
+                let mut strides = Dims::empty();
+                for _ in shape {
+                    strides.push(0);
+                }
+                Ok((&slot[..], strides, 0))
+            }
+            Arg::Tensor(t) => {
+                let strides = broadcast_strides(t.layout(), shape).ok_or_else(|| {
+                    Error::shape(op, "shapes do not broadcast", &[t.shape(), shape])
+                })?;
+                Ok((t.storage_slice::<E>(op)?, strides, t.layout().offset))
+            }
+        }
+    }
+
+    fn node(&self) -> Option<Arc<Node>> {
+        match self {
+            Arg::Tensor(t) => t.node().cloned(),
+            Arg::Scalar(_) => None,
+        }
+    }
+
+    fn tracked(&self) -> bool {
+        matches!(self, Arg::Tensor(t) if t.requires_grad())
+    }
+
+    fn as_operand(&self) -> Operand<'_> {
+        match self {
+            Arg::Tensor(t) => Operand::Tensor(t),
+            Arg::Scalar(v) => Operand::Scalar(*v),
+        }
+    }
+}
+
+impl<'a> From<&'a Arg> for Operand<'a> {
+    fn from(arg: &'a Arg) -> Operand<'a> {
+        arg.as_operand()
+    }
+}
+
+impl From<&Tensor> for Arg {
+    fn from(t: &Tensor) -> Arg {
+        Arg::Tensor(t.clone())
+    }
+}
+
+/// Two operands of one element type, and the shape they broadcast to.
+struct Pair {
+    a: Arg,
+    b: Arg,
+    dtype: DType,
+    shape: Dims,
+}
+
+/// Promotes and broadcasts. Bool beside another type becomes that type; bool beside a number becomes f32
+/// where `bools` is false, and stays bool where it is true (comparisons, selection).
+fn pair(op: &'static str, a: Operand, b: Operand, bools: bool) -> Result<Pair> {
+    let dtype = match (a, b) {
+        (Operand::Tensor(x), Operand::Tensor(y)) => match (x.dtype(), y.dtype()) {
+            (x, y) if x == y => x,
+            (DType::Bool, y) => y,
+            (x, DType::Bool) => x,
+            (x, y) => {
+                return Err(Error::DType {
+                    op,
+                    found: vec![x, y],
+                    expected: "two tensors of one type; cast with astype",
+                });
+            }
+        },
+        (Operand::Tensor(t), Operand::Scalar(_)) | (Operand::Scalar(_), Operand::Tensor(t)) => {
+            match t.dtype() {
+                DType::Bool => DType::F32,
+                other => other,
+            }
+        }
+        (Operand::Scalar(_), Operand::Scalar(_)) => DType::F32,
+    };
+    if dtype == DType::Bool && !bools {
+        return Err(Error::DType {
+            op,
+            found: vec![DType::Bool, DType::Bool],
+            expected: "numbers; cast with astype",
+        });
+    }
+    let side = |operand: Operand| match operand {
+        Operand::Tensor(t) => Ok(Arg::Tensor(astype(t, dtype)?)),
+        Operand::Scalar(v) if dtype == DType::I64 && (v.fract() != 0.0 || !v.is_finite()) => {
+            Err(Error::argument(
+                op,
+                format!(
+                    "the number {v} beside an i64 tensor is not an integer; cast the tensor with astype"
+                ),
+            ))
+        }
+        Operand::Scalar(v) => Ok(Arg::Scalar(v)),
+    };
+    let shape_of = |operand: Operand| match operand {
+        Operand::Tensor(t) => t.layout().shape,
+        Operand::Scalar(_) => Dims::empty(),
+    };
+    let (sa, sb) = (shape_of(a), shape_of(b));
+    let shape = broadcast_shapes(&sa, &sb)
+        .ok_or_else(|| Error::shape(op, "shapes do not broadcast", &[&sa, &sb]))?;
+    Ok(Pair {
+        a: side(a)?,
+        b: side(b)?,
+        dtype,
+        shape,
+    })
+}
+
+/// Declares maps: `name(argument, ...) => expression` over every type of a bound.
+macro_rules! maps {
+    ($($name:ident<$bound:ident>($a:ident) => $body:expr;)*) => {$(
+        #[derive(Clone, Copy)]
+        struct $name;
+        impl<E: $bound> Map1<E, E> for $name {
+            #[inline(always)]
+            fn f(self, $a: E) -> E {
+                $body
+            }
+        }
+    )*};
+    ($($name:ident<$bound:ident>($a:ident, $b:ident) => $body:expr;)*) => {$(
+        #[derive(Clone, Copy)]
+        struct $name;
+        impl<E: $bound> Map2<E, E> for $name {
+            #[inline(always)]
+            fn f(self, $a: E, $b: E) -> E {
+                $body
+            }
+        }
+    )*};
+}
+
+// ---- arithmetic of two operands ----
+
+maps! {
+    Add<Number>(a, b) => a.plus(b);
+    Subtract<Number>(a, b) => a.minus(b);
+    Multiply<Number>(a, b) => a.times(b);
+    Divide<Real>(a, b) => a / b;
+    Maximum<Number>(a, b) => a.larger(b);
+    Minimum<Number>(a, b) => a.smaller(b);
+}
+
+/// Runs a map over the numeric types.
+macro_rules! numeric {
+    ($op:expr, $pair:expr, $map:expr) => {
+        match $pair.dtype {
+            DType::F32 => map2::<f32, f32, _>($op, &$pair.a, &$pair.b, &$pair.shape, $map)?,
+            DType::F64 => map2::<f64, f64, _>($op, &$pair.a, &$pair.b, &$pair.shape, $map)?,
+            DType::I64 => map2::<i64, i64, _>($op, &$pair.a, &$pair.b, &$pair.shape, $map)?,
+            DType::Bool => {
+                return Err(Error::DType {
+                    op: $op,
+                    found: vec![DType::Bool],
+                    expected: "numbers; cast with astype",
+                })
+            }
+        }
+    };
+}
+
+/// Records a result of two operands.
+fn record2(
+    op: &'static str,
+    out: Tensor,
+    a: &Arg,
+    b: &Arg,
+    rule: impl Fn(&Flow) -> Result<Gradients> + Send + Sync + 'static,
+) -> Tensor {
+    if !(grad_enabled() && (a.tracked() || b.tracked())) {
+        return out;
+    }
+    record_nodes(op, out, vec![a.node(), b.node()], false, rule)
+}
+
+/// Evaluates a gradient only where it is wanted.
+fn when(wanted: bool, gradient: impl FnOnce() -> Result<Tensor>) -> Result<Option<Tensor>> {
+    if wanted {
+        gradient().map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// a + b. Operands broadcast; a number takes the tensor's element type.
+///
+/// # Errors
+/// [`Error::Shape`] where shapes do not broadcast; [`Error::DType`] for two different numeric types or two
+/// bools; [`Error::Argument`] for a fraction beside i64.
+pub fn add<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
+    const OP: &str = "add";
+    let p = pair(OP, a.into(), b.into(), false)?;
+    let out = numeric!(OP, p, Add);
+    Ok(record2(OP, out, &p.a, &p.b, |flow| {
+        Ok(vec![Some(flow.grad.clone()), Some(flow.grad.clone())])
+    }))
+}
+
+/// a - b.
+///
+/// # Errors
+/// As [`add`].
+pub fn subtract<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
+    const OP: &str = "subtract";
+    let p = pair(OP, a.into(), b.into(), false)?;
+    let out = numeric!(OP, p, Subtract);
+    Ok(record2(OP, out, &p.a, &p.b, |flow| {
+        Ok(vec![
+            Some(flow.grad.clone()),
+            when(flow.needs(1), || negative(&flow.grad))?,
+        ])
+    }))
+}
+
+/// a b, element by element.
+///
+/// # Errors
+/// As [`add`].
+pub fn multiply<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
+    const OP: &str = "multiply";
+    let p = pair(OP, a.into(), b.into(), false)?;
+    let out = numeric!(OP, p, Multiply);
+    let keep_a = p.b.tracked().then(|| p.a.clone());
+    let keep_b = p.a.tracked().then(|| p.b.clone());
+    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
+        let product = |i: usize, other: &Option<Arg>| match other {
+            Some(other) if flow.needs(i) => multiply(&flow.grad, other).map(Some),
+            _ => Ok(None),
+        };
+        Ok(vec![product(0, &keep_b)?, product(1, &keep_a)?])
+    }))
+}
+
+/// a / b, floats only.
+///
+/// # Errors
+/// As [`add`]; [`Error::DType`] for i64.
+pub fn divide<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
+    const OP: &str = "divide";
+    let p = pair(OP, a.into(), b.into(), false)?;
+    let out = with_float!(OP, p.dtype, E => map2::<E, E, _>(OP, &p.a, &p.b, &p.shape, Divide)?);
+    let keep_a = p.b.tracked().then(|| p.a.clone());
+    let b = p.b.clone();
+    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
+        let by_b = divide(&flow.grad, &b)?;
+        let to_b = match &keep_a {
+            // d(a / b) = -(g / b) (a / b)
+            Some(a) if flow.needs(1) => Some(negative(&multiply(&by_b, &divide(a, &b)?)?)?),
+            _ => None,
+        };
+        Ok(vec![flow.needs(0).then_some(by_b), to_b])
+    }))
+}
+
+/// The larger of two elements; NaN where either is NaN. The gradient of a tie goes to `a`.
+///
+/// # Errors
+/// As [`add`].
+pub fn maximum<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
+    const OP: &str = "maximum";
+    let p = pair(OP, a.into(), b.into(), false)?;
+    let out = numeric!(OP, p, Maximum);
+    let (a, b) = (p.a.clone(), p.b.clone());
+    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
+        choose(flow, &less(&a, &b)?)
+    }))
+}
+
+/// The smaller of two elements; NaN where either is NaN. The gradient of a tie goes to `a`.
+///
+/// # Errors
+/// As [`add`].
+pub fn minimum<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
+    const OP: &str = "minimum";
+    let p = pair(OP, a.into(), b.into(), false)?;
+    let out = numeric!(OP, p, Minimum);
+    let (a, b) = (p.a.clone(), p.b.clone());
+    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
+        choose(flow, &less(&b, &a)?)
+    }))
+}
+
+/// Gradients of a choice between two operands, where `second` says that the second was taken.
+fn choose(flow: &Flow, second: &Tensor) -> Result<Gradients> {
+    Ok(vec![
+        when(flow.needs(0), || where_(second, 0.0, &flow.grad))?,
+        when(flow.needs(1), || where_(second, &flow.grad, 0.0))?,
+    ])
+}
+
+// ---- comparison and selection ----
+
+#[derive(Clone, Copy)]
+struct Equal;
+impl<E: Element> Map2<E, bool> for Equal {
+    #[inline(always)]
+    fn f(self, a: E, b: E) -> bool {
+        a == b
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Less;
+impl<E: Element> Map2<E, bool> for Less {
+    #[inline(always)]
+    fn f(self, a: E, b: E) -> bool {
+        a < b
+    }
+}
+
+/// Whether elements are equal; NaN equals nothing. A bool tensor.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::DType`] as [`add`], but two bools compare.
+pub fn equal<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
+    const OP: &str = "equal";
+    let p = pair(OP, a.into(), b.into(), true)?;
+    with_element!(p.dtype, E => map2::<E, bool, _>(OP, &p.a, &p.b, &p.shape, Equal))
+}
+
+/// Whether a < b; false beside NaN. A bool tensor.
+///
+/// # Errors
+/// As [`equal`].
+pub fn less<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
+    const OP: &str = "less";
+    let p = pair(OP, a.into(), b.into(), true)?;
+    with_element!(p.dtype, E => map2::<E, bool, _>(OP, &p.a, &p.b, &p.shape, Less))
+}
+
+struct Select<'a, E> {
+    cond: &'a [bool],
+    a: &'a [E],
+    b: &'a [E],
+    strides: [usize; 3],
+    out: &'a mut [E],
+}
+
+impl<E: Element> Kernel for Select<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        let Select {
+            cond,
+            a,
+            b,
+            strides,
+            out,
+        } = self;
+        let n = out.len();
+        match strides {
+            [1, 1, 1] => {
+                let rest = cond[..n].iter().zip(&a[..n]).zip(&b[..n]);
+                for (o, ((c, a), b)) in out.iter_mut().zip(rest) {
+                    *o = if *c { *a } else { *b };
+                }
+            }
+            [1, 1, 0] => {
+                let b = b[0];
+                for (o, (c, a)) in out.iter_mut().zip(cond[..n].iter().zip(&a[..n])) {
+                    *o = if *c { *a } else { b };
+                }
+            }
+            [1, 0, 1] => {
+                let a = a[0];
+                for (o, (c, b)) in out.iter_mut().zip(cond[..n].iter().zip(&b[..n])) {
+                    *o = if *c { a } else { *b };
+                }
+            }
+            [sc, sa, sb] => {
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = if cond[i * sc] { a[i * sa] } else { b[i * sb] };
+                }
+            }
+        }
+    }
+}
+
+/// `a` where `cond` is true, `b` elsewhere. The gradient of the branch not taken is exactly 0, whatever
+/// that branch holds. Two numbers make an f32 tensor.
+///
+/// # Errors
+/// [`Error::DType`] where `cond` is not bool or `a` and `b` differ; [`Error::Shape`].
+pub fn where_<'a>(
+    cond: &Tensor,
+    a: impl Into<Operand<'a>>,
+    b: impl Into<Operand<'a>>,
+) -> Result<Tensor> {
+    const OP: &str = "where";
+    if cond.dtype() != DType::Bool {
+        return Err(Error::DType {
+            op: OP,
+            found: vec![cond.dtype()],
+            expected: "a bool condition; cast with astype or compare",
+        });
+    }
+    let p = pair(OP, a.into(), b.into(), true)?;
+    let shape = broadcast_shapes(cond.shape(), &p.shape).ok_or_else(|| {
+        Error::shape(
+            OP,
+            "condition and branches do not broadcast",
+            &[cond.shape(), &p.shape],
+        )
+    })?;
+    let out = with_element!(p.dtype, E => select::<E>(OP, cond, &p.a, &p.b, &shape)?);
+    let cond = cond.clone();
+    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
+        Ok(vec![
+            when(flow.needs(0), || where_(&cond, &flow.grad, 0.0))?,
+            when(flow.needs(1), || where_(&cond, 0.0, &flow.grad))?,
+        ])
+    }))
+}
+
+fn select<E: Element>(
+    op: &'static str,
+    cond: &Tensor,
+    a: &Arg,
+    b: &Arg,
+    shape: &[usize],
+) -> Result<Tensor> {
+    let (mut slot_a, mut slot_b, mut slot_c) = ([E::default()], [E::default()], [false]);
+    let cond = Arg::from(cond);
+    let (source_c, strides_c, offset_c) = cond.read::<bool>(op, shape, &mut slot_c)?;
+    let (source_a, strides_a, offset_a) = a.read::<E>(op, shape, &mut slot_a)?;
+    let (source_b, strides_b, offset_b) = b.read::<E>(op, shape, &mut slot_b)?;
+    let walk = Walk::new(
+        shape,
+        [
+            (&strides_c, offset_c),
+            (&strides_a, offset_a),
+            (&strides_b, offset_b),
+        ],
+    );
+    let strides = walk.inner_strides();
+    Tensor::build::<E>(op, shape, |out| {
+        let total = out.len();
+        for_blocks(out, BLOCK, total, |first, chunk| {
+            walk.runs(first..first + chunk.len(), |at, len, [fc, fa, fb]| {
+                let run = Select {
+                    cond: &source_c[fc..],
+                    a: &source_a[fa..],
+                    b: &source_b[fb..],
+                    strides,
+                    out: &mut chunk[at - first..at - first + len],
+                };
+                if len < SHORT {
+                    run.run()
+                } else {
+                    simd::dispatch(run)
+                }
+            });
+        });
+    })
+}
+
+// ---- functions of one tensor ----
+
+maps! {
+    Negative<Real>(a) => -a;
+    Abs<Number>(a) => a.absolute();
+    Exp<Real>(a) => a.exp();
+    Expm1<Real>(a) => a.exp_m1();
+    Log<Real>(a) => a.ln();
+    Sqrt<Real>(a) => a.sqrt();
+    Sin<Real>(a) => a.sin();
+    Cos<Real>(a) => a.cos();
+    Acos<Real>(a) => a.acos();
+    Tanh<Real>(a) => a.tanh();
+    Sigmoid<Real>(a) => a.sigmoid();
+    Relu<Real>(a) => a.larger(E::ZERO);
+    Softplus<Real>(a) => a.larger(E::ZERO) + (-a.absolute()).exp().ln_1p();
+    Erf<Real>(a) => a.erf();
+    Gelu<Real>(a) => gelu_value(a);
+}
+
+// Fused gradients: `g` is the incoming gradient, `y` the output, `x` the input.
+maps! {
+    TanhGrad<Real>(g, y) => g * (E::ONE - y * y);
+    SigmoidGrad<Real>(g, y) => g * (y * (E::ONE - y));
+    ReluGrad<Real>(g, x) => if x > E::ZERO { g } else { E::ZERO };
+    AbsGrad<Real>(g, x) => if x > E::ZERO { g } else if x < E::ZERO { -g } else { E::ZERO };
+    SqrtGrad<Real>(g, y) => g * (E::HALF / y);
+    SoftplusGrad<Real>(g, x) => g * x.sigmoid();
+    GeluGrad<Real>(g, x) => g * gelu_slope(x);
+    SinGrad<Real>(g, x) => g * x.cos();
+    CosGrad<Real>(g, x) => -(g * x.sin());
+}
+
+/// x Phi(x), Phi the standard normal distribution function.
+#[inline(always)]
+fn gelu_value<E: Real>(x: E) -> E {
+    let root_half = E::from_f64(std::f64::consts::FRAC_1_SQRT_2);
+    E::HALF * x * (E::ONE + (x * root_half).erf())
+}
+
+/// Phi(x) + x phi(x), phi the standard normal density.
+#[inline(always)]
+fn gelu_slope<E: Real>(x: E) -> E {
+    let root_half = E::from_f64(std::f64::consts::FRAC_1_SQRT_2);
+    let norm = E::from_f64(INV_SQRT_2PI);
+    let below = E::HALF * (E::ONE + (x * root_half).erf());
+    below + x * norm * (-(E::HALF * x * x)).exp()
+}
+
+const INV_SQRT_2PI: f64 = 0.398_942_280_401_432_7;
+
+fn float1<M: Map1<f32, f32> + Map1<f64, f64>>(
+    op: &'static str,
+    t: &Tensor,
+    map: M,
+) -> Result<Tensor> {
+    with_float!(op, t.dtype(), E => map1::<E, E, _>(op, t, map))
+}
+
+/// The gradient of a function of one tensor: one pass with `fused` where recording is off, else the
+/// differentiable expression.
+pub(crate) fn slope<M: Map2<f32, f32> + Map2<f64, f64>>(
+    op: &'static str,
+    grad: &Tensor,
+    saved: &Tensor,
+    fused: M,
+    expression: impl FnOnce() -> Result<Tensor>,
+) -> Result<Gradients> {
+    let gradient = if grad_enabled() {
+        expression()?
+    } else {
+        let (a, b) = (Arg::from(grad), Arg::from(saved));
+        with_float!(op, grad.dtype(), E => map2::<E, E, _>(op, &a, &b, grad.shape(), fused)?)
+    };
+    Ok(vec![Some(gradient)])
+}
+
+/// -t, floats only.
+pub(crate) fn negative(t: &Tensor) -> Result<Tensor> {
+    let out = float1("negative", t, Negative)?;
+    Ok(record("negative", out, &[t], |flow| {
+        Ok(vec![Some(negative(&flow.grad)?)])
+    }))
+}
+
+/// |t|, floats and i64. The gradient is the sign, 0 at 0.
+///
+/// # Errors
+/// [`Error::DType`] for bool.
+pub fn abs(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "abs";
+    if t.dtype() == DType::I64 {
+        return map1::<i64, i64, _>(OP, t, Abs);
+    }
+    let out = float1(OP, t, Abs)?;
+    let x = t.clone();
+    Ok(record(OP, out, &[t], move |flow| {
+        slope(OP, &flow.grad, &x, AbsGrad, || {
+            let down = where_(&less(&x, 0.0)?, &negative(&flow.grad)?, 0.0)?;
+            where_(&less(0.0, &x)?, &flow.grad, &down)
+        })
+    }))
+}
+
+/// e to the power t.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn exp(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "exp";
+    let out = float1(OP, t, Exp)?;
+    Ok(record_keeping_output(OP, out, &[t], |flow| {
+        Ok(vec![Some(multiply(&flow.grad, flow.output()?)?)])
+    }))
+}
+
+/// exp(t) - 1, accurate near 0.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn expm1(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "expm1";
+    let out = float1(OP, t, Expm1)?;
+    Ok(record_keeping_output(OP, out, &[t], |flow| {
+        Ok(vec![Some(multiply(
+            &flow.grad,
+            &add(flow.output()?, 1.0)?,
+        )?)])
+    }))
+}
+
+/// The natural logarithm; -inf at 0, NaN below.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn log(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "log";
+    let out = float1(OP, t, Log)?;
+    let x = t.clone();
+    Ok(record(OP, out, &[t], move |flow| {
+        Ok(vec![Some(divide(&flow.grad, &x)?)])
+    }))
+}
+
+/// The square root; the gradient at 0 is infinite.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn sqrt(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "sqrt";
+    let out = float1(OP, t, Sqrt)?;
+    Ok(record_keeping_output(OP, out, &[t], |flow| {
+        let y = flow.output()?;
+        slope(OP, &flow.grad, y, SqrtGrad, || {
+            multiply(&flow.grad, &divide(0.5, y)?)
+        })
+    }))
+}
+
+/// The sine of radians.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn sin(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "sin";
+    let out = float1(OP, t, Sin)?;
+    let x = t.clone();
+    Ok(record(OP, out, &[t], move |flow| {
+        slope(OP, &flow.grad, &x, SinGrad, || {
+            multiply(&flow.grad, &cos(&x)?)
+        })
+    }))
+}
+
+/// The cosine of radians.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn cos(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "cos";
+    let out = float1(OP, t, Cos)?;
+    let x = t.clone();
+    Ok(record(OP, out, &[t], move |flow| {
+        slope(OP, &flow.grad, &x, CosGrad, || {
+            negative(&multiply(&flow.grad, &sin(&x)?)?)
+        })
+    }))
+}
+
+/// The inverse cosine in radians; NaN outside [-1, 1], infinite gradient at both ends.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn acos(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "acos";
+    let out = float1(OP, t, Acos)?;
+    let x = t.clone();
+    Ok(record(OP, out, &[t], move |flow| {
+        let root = sqrt(&subtract(1.0, &multiply(&x, &x)?)?)?;
+        Ok(vec![Some(negative(&divide(&flow.grad, &root)?)?)])
+    }))
+}
+
+/// The hyperbolic tangent.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn tanh(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "tanh";
+    let out = float1(OP, t, Tanh)?;
+    Ok(record_keeping_output(OP, out, &[t], |flow| {
+        let y = flow.output()?;
+        slope(OP, &flow.grad, y, TanhGrad, || {
+            multiply(&flow.grad, &subtract(1.0, &multiply(y, y)?)?)
+        })
+    }))
+}
+
+/// 1 / (1 + exp(-t)), without overflow.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn sigmoid(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "sigmoid";
+    let out = float1(OP, t, Sigmoid)?;
+    Ok(record_keeping_output(OP, out, &[t], |flow| {
+        let y = flow.output()?;
+        slope(OP, &flow.grad, y, SigmoidGrad, || {
+            multiply(&flow.grad, &multiply(y, &subtract(1.0, y)?)?)
+        })
+    }))
+}
+
+/// max(t, 0); the derivative at 0 is 0. NaN stays NaN.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn relu(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "relu";
+    let out = float1(OP, t, Relu)?;
+    // The output is positive exactly where the input is, and the next operation keeps it anyway.
+    Ok(record_keeping_output(OP, out, &[t], |flow| {
+        let y = flow.output()?;
+        slope(OP, &flow.grad, y, ReluGrad, || {
+            where_(&less(0.0, &y.detach())?, &flow.grad, 0.0)
+        })
+    }))
+}
+
+/// t Phi(t) with Phi the standard normal distribution function: the exact form.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn gelu(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "gelu";
+    let out = float1(OP, t, Gelu)?;
+    let x = t.clone();
+    Ok(record(OP, out, &[t], move |flow| {
+        slope(OP, &flow.grad, &x, GeluGrad, || {
+            let scaled = multiply(&x, std::f64::consts::FRAC_1_SQRT_2)?;
+            let below = multiply(&add(&erf(&scaled)?, 1.0)?, 0.5)?;
+            let density = multiply(&exp(&multiply(&multiply(&x, &x)?, -0.5)?)?, INV_SQRT_2PI)?;
+            multiply(&flow.grad, &add(&below, &multiply(&x, &density)?)?)
+        })
+    }))
+}
+
+/// The error function. Internal: the gradient of [`gelu`] needs it.
+pub(crate) fn erf(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "erf";
+    let out = float1(OP, t, Erf)?;
+    let x = t.clone();
+    Ok(record(OP, out, &[t], move |flow| {
+        let bell = exp(&negative(&multiply(&x, &x)?)?)?;
+        let slope = multiply(&bell, std::f64::consts::FRAC_2_SQRT_PI)?;
+        Ok(vec![Some(multiply(&flow.grad, &slope)?)])
+    }))
+}
+
+/// log(1 + exp(t)), stable for both signs.
+///
+/// # Errors
+/// [`Error::DType`] for i64 and bool.
+pub fn softplus(t: &Tensor) -> Result<Tensor> {
+    const OP: &str = "softplus";
+    let out = float1(OP, t, Softplus)?;
+    let x = t.clone();
+    Ok(record(OP, out, &[t], move |flow| {
+        slope(OP, &flow.grad, &x, SoftplusGrad, || {
+            multiply(&flow.grad, &sigmoid(&x)?)
+        })
+    }))
+}
