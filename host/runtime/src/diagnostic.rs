@@ -41,7 +41,7 @@ pub struct Diagnostic {
     pub what: String,
     /// Where in a file, if it stands in one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub place: Option<Place>,
+    pub place: Option<Box<Place>>,
     /// Labelled facts in the order in which they help: `expected`, `found`, `budget`, ...
     /// A first detail labelled `at` is joined to the place.
     pub details: Vec<(String, String)>,
@@ -67,11 +67,11 @@ impl Diagnostic {
 
     /// Says where in a file; line and column count from 1.
     pub fn place(mut self, file: &Path, line: usize, column: usize) -> Self {
-        self.place = Some(Place {
+        self.place = Some(Box::new(Place {
             file: file.to_path_buf(),
             line,
             column,
-        });
+        }));
         self
     }
 

@@ -2,5 +2,8 @@
 pub mod diagnostic;
 mod document;
 pub mod events;
+pub mod options;
 pub mod plan;
+pub mod plugin_build;
+pub mod registry;
 pub mod runfile;

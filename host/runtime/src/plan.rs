@@ -145,6 +145,8 @@ pub struct PluginPlan {
     pub slot: Slot,
     /// Its name in the registry.
     pub name: String,
+    /// Where the run file names it, for messages: `file:line`.
+    pub place: String,
     /// Options given in the run file, unchecked until the component has said which it has.
     pub options: BTreeMap<String, OptionValue>,
     /// Where each option stands in the run file, for messages: `file:line`.

@@ -526,6 +526,9 @@ fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
         "magnitude"
     };
     let name = fields.require("plugin", &format!("add plugin = \"{example}\""));
+    let place = name
+        .as_ref()
+        .map(|name| field.reader.document.short_place(&name.item.origin));
     let name = name.and_then(|field| field.text()).map(str::to_string);
 
     let mut options = BTreeMap::new();
@@ -582,6 +585,7 @@ fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
     Some(PluginPlan {
         slot,
         name: name?,
+        place: place?,
         options,
         option_places,
         limits,
