@@ -1,44 +1,48 @@
-//! What a plugin author sees.
-#[allow(missing_docs, unsafe_code, unsafe_op_in_unsafe_fn, clippy::all)]
-pub mod bindings {
-    pub mod host {
-        wit_bindgen::generate!({
-            path: "../wit", generate_all,
-            inline: "package espalier:sdk; world host {
-                import espalier:plugin/log@0.1.0;
-                import espalier:plugin/random@0.1.0;
-                import espalier:plugin/tensors@0.1.0;
-                import espalier:plugin/autograd@0.1.0;
-                import espalier:plugin/random-tensors@0.1.0;
-                import espalier:plugin/parameters@0.1.0;
-                import espalier:plugin/optim@0.1.0;
-                import espalier:plugin/data@0.1.0;
-                import espalier:plugin/data-publish@0.1.0;
-                import espalier:plugin/model@0.1.0;
-                import espalier:plugin/model-adopt@0.1.0;
-                import espalier:plugin/options@0.1.0;
-                import espalier:plugin/run@0.1.0;
-            }",
-        });
-    }
-    pub mod trainer {
-        wit_bindgen::generate!({
-            path: "../wit", world: "trainer", pub_export_macro: true,
-            with: {
-                "espalier:plugin/log@0.1.0": crate::bindings::host::espalier::plugin::log,
-                "espalier:plugin/random@0.1.0": crate::bindings::host::espalier::plugin::random,
-                "espalier:plugin/tensors@0.1.0": crate::bindings::host::espalier::plugin::tensors,
-                "espalier:plugin/autograd@0.1.0": crate::bindings::host::espalier::plugin::autograd,
-                "espalier:plugin/random-tensors@0.1.0": crate::bindings::host::espalier::plugin::random_tensors,
-                "espalier:plugin/parameters@0.1.0": crate::bindings::host::espalier::plugin::parameters,
-                "espalier:plugin/optim@0.1.0": crate::bindings::host::espalier::plugin::optim,
-                "espalier:plugin/data@0.1.0": crate::bindings::host::espalier::plugin::data,
-                "espalier:plugin/data-publish@0.1.0": crate::bindings::host::espalier::plugin::data_publish,
-                "espalier:plugin/model@0.1.0": crate::bindings::host::espalier::plugin::model,
-                "espalier:plugin/model-adopt@0.1.0": crate::bindings::host::espalier::plugin::model_adopt,
-                "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
-                "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
-            },
-        });
-    }
-}
+//! What a plugin author sees: tensors with operators, one trait a slot, options from a struct with doc
+//! comments, and one `export!` line that makes a component of it all.
+//!
+//! A plugin decides, the host computes: everything here is a handle to something that the host owns. See
+//! [`Trainer`] and [`Pruner`] for a whole plugin each, and `docs/writing-a-plugin.md` for the way from nothing
+//! to a run.
+//!
+//! Only what a plugin calls becomes an import of its component. So a pruner has no optimiser although this
+//! crate offers one: the host refuses a pruner that calls it.
+
+// So that derived code names this crate alike inside and outside of it.
+extern crate self as espalier_sdk;
+
+#[doc(hidden)]
+pub mod bindings;
+
+pub mod autograd;
+pub mod data;
+mod export;
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod guest;
+pub mod log;
+pub mod model;
+pub mod nn;
+pub mod options;
+pub mod parameters;
+pub mod random;
+pub mod run;
+pub mod schedule;
+mod slots;
+pub mod state;
+pub mod tensor;
+
+/// Derives `options::Choice` for an enum without fields: the cases in kebab-case.
+pub use espalier_sdk_derive::Choice;
+/// Derives `options::Options` for a struct: fields in kebab-case, doc comments as documentation,
+/// `#[option(default = VALUE, min = NUMBER, max = NUMBER, live)]`.
+pub use espalier_sdk_derive::Options;
+
+pub use autograd::{grad, no_grad};
+pub use data::{Batch, Stream};
+pub use model::{Mode, Model, Prediction};
+pub use options::{Choice, Options};
+pub use parameters::ParameterSet;
+pub use run::{Directive, Error, Event, EventKind, RunInfo, StepInfo, StepReport};
+pub use slots::{Pruner, Trainer};
+pub use tensor::{Dtype, Tensor};

@@ -1,0 +1,77 @@
+//! Bindings generated from `wit/`. Not part of the SDK's surface: plugins use the layer above.
+//!
+//! All imports live in one world that no component has in full: what a plugin does not call is not linked,
+//! and what is not linked is not imported. Each slot adds a world with its own export, so that several slots
+//! share one set of imported types.
+#![allow(missing_docs, unsafe_code, unsafe_op_in_unsafe_fn, clippy::all)]
+
+pub mod host {
+    wit_bindgen::generate!({
+        path: "../wit",
+        generate_all,
+        inline: "package espalier:sdk; world host {
+            import espalier:plugin/log@0.1.0;
+            import espalier:plugin/random@0.1.0;
+            import espalier:plugin/tensors@0.1.0;
+            import espalier:plugin/autograd@0.1.0;
+            import espalier:plugin/random-tensors@0.1.0;
+            import espalier:plugin/parameters@0.1.0;
+            import espalier:plugin/optim@0.1.0;
+            import espalier:plugin/data@0.1.0;
+            import espalier:plugin/data-publish@0.1.0;
+            import espalier:plugin/model@0.1.0;
+            import espalier:plugin/model-adopt@0.1.0;
+            import espalier:plugin/options@0.1.0;
+            import espalier:plugin/run@0.1.0;
+        }",
+    });
+}
+
+/// The export that every slot has.
+pub mod described {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_described",
+        inline: "package espalier:sdk-described; world described {
+            export espalier:plugin/plugin@0.1.0;
+        }",
+        with: { "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options },
+    });
+}
+
+/// The export of a trainer.
+pub mod trainer {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_trainer",
+        inline: "package espalier:sdk-trainer; world trainer {
+            export espalier:plugin/training@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/tensors@0.1.0": crate::bindings::host::espalier::plugin::tensors,
+            "espalier:plugin/parameters@0.1.0": crate::bindings::host::espalier::plugin::parameters,
+            "espalier:plugin/data@0.1.0": crate::bindings::host::espalier::plugin::data,
+            "espalier:plugin/model@0.1.0": crate::bindings::host::espalier::plugin::model,
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}
+
+/// The export of a pruner.
+pub mod pruner {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_pruner",
+        inline: "package espalier:sdk-pruner; world pruner {
+            export espalier:plugin/pruning@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}

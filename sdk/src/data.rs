@@ -1,0 +1,160 @@
+//! The run's data.
+
+use crate::bindings::host::espalier::plugin::{data as host, data_publish};
+use crate::tensor::Tensor;
+
+pub use host::{FieldInfo, Sampling, SplitInfo};
+
+/// All splits of the run.
+pub fn splits() -> Vec<SplitInfo> {
+    host::splits()
+}
+
+/// The split of that name, if the run has it.
+pub fn split(name: &str) -> Option<SplitInfo> {
+    splits().into_iter().find(|split| split.name == name)
+}
+
+/// A whole field of a split: [count, ...].
+pub fn field(split: &str, name: &str) -> Tensor {
+    Tensor::from_raw(host::field(split, name))
+}
+
+/// Publishes derived data for later stages. Trainers only.
+pub fn add_split(name: &str, fields: &[(&str, Tensor)]) {
+    data_publish::add_split(
+        name,
+        fields
+            .iter()
+            .map(|(name, t)| (name.to_string(), t.clone().into_raw()))
+            .collect(),
+    );
+}
+
+/// Some samples: one tensor a field, samples along axis 0.
+pub struct Batch {
+    fields: Vec<(String, Tensor)>,
+    index: Tensor,
+    count: u32,
+}
+
+impl Batch {
+    /// A batch of one's own, for `model::objective` and the like. `index` is i64 [count].
+    pub fn new(fields: Vec<(String, Tensor)>, index: Tensor) -> Batch {
+        let count = index.size(0);
+        Batch {
+            fields,
+            index,
+            count,
+        }
+    }
+
+    pub(crate) fn from_raw(raw: host::Batch) -> Batch {
+        Batch {
+            fields: raw
+                .fields
+                .into_iter()
+                .map(|(name, t)| (name, Tensor::from_raw(t)))
+                .collect(),
+            index: Tensor::from_raw(raw.index),
+            count: raw.count,
+        }
+    }
+
+    pub(crate) fn to_raw(&self) -> host::Batch {
+        host::Batch {
+            fields: self
+                .fields
+                .iter()
+                .map(|(name, t)| (name.clone(), t.clone().into_raw()))
+                .collect(),
+            index: self.index.clone().into_raw(),
+            count: self.count,
+        }
+    }
+
+    /// A field. Panics, with the names there are, if the batch has none of that name.
+    pub fn field(&self, name: &str) -> &Tensor {
+        match self.fields.iter().find(|(n, _)| n == name) {
+            Some((_, tensor)) => tensor,
+            None => {
+                let names: Vec<&str> = self.fields.iter().map(|(n, _)| n.as_str()).collect();
+                panic!(
+                    "the batch has no field `{name}`; it has {}",
+                    names.join(", ")
+                )
+            }
+        }
+    }
+
+    /// The field `inputs`.
+    pub fn inputs(&self) -> &Tensor {
+        self.field("inputs")
+    }
+
+    /// The field `targets`.
+    pub fn targets(&self) -> &Tensor {
+        self.field("targets")
+    }
+
+    /// All fields with their names.
+    pub fn fields(&self) -> &[(String, Tensor)] {
+        &self.fields
+    }
+
+    /// Position of each sample in its split, i64 [count].
+    pub fn index(&self) -> &Tensor {
+        &self.index
+    }
+
+    /// How many samples.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+}
+
+/// An endless series of epochs over a split.
+///
+/// Order and position belong to the arguments, not to the handle: opened again after a resume or a rewind, it
+/// goes on where it was. Another key is an independent stream.
+///
+/// ```no_run
+/// # use espalier_sdk::data::{Sampling, Stream};
+/// let stream = Stream::open("train", &["inputs", "targets"], 64, Sampling::Shuffled, &[0]);
+/// let batch = stream.next_endless();
+/// let x = batch.inputs();
+/// ```
+pub struct Stream(host::Stream);
+
+impl Stream {
+    /// Opens the stream over some fields of a split, `size` samples at a time.
+    pub fn open(split: &str, fields: &[&str], size: u32, order: Sampling, key: &[u64]) -> Stream {
+        let fields: Vec<String> = fields.iter().map(|f| f.to_string()).collect();
+        Stream(host::batches(split, &fields, size, order, key))
+    }
+
+    /// Shuffled batches of `inputs` and `targets` of the split `train`.
+    pub fn train(size: u32, key: &[u64]) -> Stream {
+        Stream::open(
+            "train",
+            &["inputs", "targets"],
+            size,
+            Sampling::Shuffled,
+            key,
+        )
+    }
+
+    /// The next batch; none where an epoch ends, once, and then the next epoch begins.
+    pub fn next_in_epoch(&self) -> Option<Batch> {
+        host::next(&self.0).map(Batch::from_raw)
+    }
+
+    /// The next batch, across the end of an epoch.
+    pub fn next_endless(&self) -> Batch {
+        loop {
+            if let Some(batch) = self.next_in_epoch() {
+                return batch;
+            }
+        }
+    }
+}

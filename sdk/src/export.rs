@@ -1,0 +1,115 @@
+//! From traits to the component's exports: the one line at the bottom of a plugin.
+
+/// Makes a plugin of a type: `espalier_sdk::export!(trainer: T);` or `espalier_sdk::export!(pruner: T);`.
+///
+/// Name, version and summary come from the crate's manifest, the name without `espalier-plugin-`. Natively only
+/// the trait is checked, so that a plugin's pure parts run under `cargo test`.
+#[macro_export]
+macro_rules! export {
+    (trainer: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_trainer::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{described, options, run, trainer, trainer_adapter as adapter};
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl trainer::exports::espalier::plugin::training::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                ) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::start(session, &info, &settings))
+                }
+                fn step(at: run::StepInfo) -> run::StepReport {
+                    SESSION.with(|session| adapter::step(session, &at))
+                }
+                fn objective(batch: $crate::guest::RawBatch) -> $crate::guest::RawTensor {
+                    SESSION.with(|session| adapter::objective(session, batch))
+                }
+                fn predict(batch: $crate::guest::RawBatch) -> $crate::guest::RawPrediction {
+                    SESSION.with(|session| adapter::predict(session, batch))
+                }
+                fn set_knob(name: String, value: options::Value) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::set_knob(session, &name, &value))
+                }
+                fn save() -> Vec<u8> {
+                    SESSION.with(|session| adapter::save(session))
+                }
+                fn restore(state: Vec<u8>) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::restore(session, &state))
+                }
+            }
+
+    described::export_described!(Component with_types_in $crate::guest::described);
+    trainer::export_trainer!(Component with_types_in $crate::guest::trainer);
+        };
+    };
+    (pruner: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_pruner::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{described, options, pruner, pruner_adapter as adapter, run};
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl pruner::exports::espalier::plugin::pruning::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                ) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::start(session, &info, &settings))
+                }
+                fn on_event(event: run::Event) -> run::Directive {
+                    SESSION.with(|session| adapter::on_event(session, &event))
+                }
+                fn save() -> Vec<u8> {
+                    SESSION.with(|session| adapter::save(session))
+                }
+                fn restore(state: Vec<u8>) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::restore(session, &state))
+                }
+            }
+
+    described::export_described!(Component with_types_in $crate::guest::described);
+    pruner::export_pruner!(Component with_types_in $crate::guest::pruner);
+        };
+    };
+}
+
+/// Name, version and description of the crate that expands it.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __manifest {
+    () => {
+        $crate::guest::Manifest {
+            name: ::core::env!("CARGO_PKG_NAME"),
+            version: ::core::env!("CARGO_PKG_VERSION"),
+            summary: ::core::env!("CARGO_PKG_DESCRIPTION"),
+        }
+    };
+}

@@ -1,0 +1,161 @@
+//! What `export!` expands to calls. Not for plugins.
+
+use std::cell::RefCell;
+
+use crate::bindings::host::espalier::plugin::{data, log, model, tensors};
+use crate::options::Options;
+use crate::run::EventKind;
+use crate::{Pruner, Trainer};
+
+pub use crate::bindings::described;
+pub use crate::bindings::host::espalier::plugin::{options, run};
+pub use crate::bindings::{pruner, trainer};
+pub use data::Batch as RawBatch;
+pub use described::exports::espalier::plugin::plugin::Description;
+pub use model::Prediction as RawPrediction;
+pub use tensors::Tensor as RawTensor;
+
+pub fn is_trainer<T: Trainer>() {}
+pub fn is_pruner<T: Pruner>() {}
+
+/// What a crate's manifest says.
+pub struct Manifest {
+    pub name: &'static str,
+    pub version: &'static str,
+    pub summary: &'static str,
+}
+
+fn describe<O: Options>(manifest: Manifest, events: &[EventKind]) -> Description {
+    let name = manifest
+        .name
+        .strip_prefix("espalier-plugin-")
+        .unwrap_or(manifest.name);
+    Description {
+        name: name.into(),
+        version: manifest.version.into(),
+        summary: manifest.summary.into(),
+        options: O::infos(),
+        events: events
+            .iter()
+            .map(|event| event.word().to_string())
+            .collect(),
+    }
+}
+
+/// A panic is only `unreachable` to the host: say first what happened and where.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("panic");
+        let place = panic
+            .location()
+            .map(|at| format!(" at {}:{}", at.file(), at.line()));
+        log::message(
+            log::Level::Warn,
+            &format!("panic{}: {message}", place.unwrap_or_default()),
+        );
+    }));
+}
+
+/// The one session of an instance.
+pub struct Session<T>(RefCell<Option<T>>);
+
+impl<T> Default for Session<T> {
+    fn default() -> Self {
+        Session(RefCell::new(None))
+    }
+}
+
+impl<T> Session<T> {
+    fn put(&self, plugin: T) {
+        *self.0.borrow_mut() = Some(plugin);
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        match self.0.borrow_mut().as_mut() {
+            Some(plugin) => f(plugin),
+            None => panic!("called before `start`"),
+        }
+    }
+}
+
+pub mod trainer_adapter {
+    pub use super::Session;
+    use super::*;
+    use crate::Tensor;
+    use crate::data::Batch;
+
+    pub fn describe<T: Trainer>(manifest: Manifest) -> Description {
+        super::describe::<T::Options>(manifest, &[])
+    }
+
+    pub fn start<T: Trainer>(
+        session: &Session<T>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+    ) -> Result<(), run::Error> {
+        report_panics();
+        session.put(T::new(info, T::Options::from_settings(settings)?)?);
+        Ok(())
+    }
+
+    pub fn step<T: Trainer>(session: &Session<T>, at: &run::StepInfo) -> run::StepReport {
+        session.with(|plugin| plugin.step(at))
+    }
+
+    pub fn objective<T: Trainer>(session: &Session<T>, batch: RawBatch) -> RawTensor {
+        let batch = Batch::from_raw(batch);
+        session.with(|plugin| Tensor::into_raw(plugin.objective(&batch)))
+    }
+
+    pub fn predict<T: Trainer>(session: &Session<T>, batch: RawBatch) -> RawPrediction {
+        let batch = Batch::from_raw(batch);
+        session.with(|plugin| plugin.predict(&batch).into_raw())
+    }
+
+    pub fn set_knob<T: Trainer>(
+        session: &Session<T>,
+        name: &str,
+        value: &options::Value,
+    ) -> Result<(), run::Error> {
+        session.with(|plugin| plugin.set_knob(name, value))
+    }
+
+    pub fn save<T: Trainer>(session: &Session<T>) -> Vec<u8> {
+        session.with(|plugin| plugin.save())
+    }
+
+    pub fn restore<T: Trainer>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
+        session.with(|plugin| plugin.restore(state))
+    }
+}
+
+pub mod pruner_adapter {
+    pub use super::Session;
+    use super::*;
+
+    pub fn describe<T: Pruner>(manifest: Manifest) -> Description {
+        super::describe::<T::Options>(manifest, T::EVENTS)
+    }
+
+    pub fn start<T: Pruner>(
+        session: &Session<T>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+    ) -> Result<(), run::Error> {
+        report_panics();
+        session.put(T::new(info, T::Options::from_settings(settings)?)?);
+        Ok(())
+    }
+
+    pub fn on_event<T: Pruner>(session: &Session<T>, event: &run::Event) -> run::Directive {
+        session.with(|plugin| plugin.on_event(event))
+    }
+
+    pub fn save<T: Pruner>(session: &Session<T>) -> Vec<u8> {
+        session.with(|plugin| plugin.save())
+    }
+
+    pub fn restore<T: Pruner>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
+        session.with(|plugin| plugin.restore(state))
+    }
+}

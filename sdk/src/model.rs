@@ -1,0 +1,211 @@
+//! The run's model, and models that a plugin builds or clones.
+
+use std::ops::Range;
+
+use crate::bindings::host::espalier::plugin::{model as host, model_adopt};
+use crate::data::Batch;
+use crate::parameters::ParameterSet;
+use crate::tensor::Tensor;
+
+pub use host::{LayerInfo, LayerInput, LayerSpec, Mode, PredictionKind};
+
+/// Predictions for a batch, samples along axis 0.
+pub struct Prediction {
+    kind: PredictionKind,
+    output: Tensor,
+}
+
+impl Prediction {
+    /// A prediction of any kind.
+    pub fn new(kind: PredictionKind, output: Tensor) -> Prediction {
+        Prediction { kind, output }
+    }
+
+    /// Unnormalised log-probabilities [n, classes].
+    pub fn logits(output: Tensor) -> Prediction {
+        Prediction::new(PredictionKind::Logits, output)
+    }
+
+    /// Probabilities [n, classes].
+    pub fn probabilities(output: Tensor) -> Prediction {
+        Prediction::new(PredictionKind::Probabilities, output)
+    }
+
+    /// Values [n, ...].
+    pub fn values(output: Tensor) -> Prediction {
+        Prediction::new(PredictionKind::Values, output)
+    }
+
+    /// How to read the output.
+    pub fn kind(&self) -> PredictionKind {
+        self.kind
+    }
+
+    /// The numbers.
+    pub fn output(&self) -> &Tensor {
+        &self.output
+    }
+
+    pub(crate) fn into_raw(self) -> host::Prediction {
+        host::Prediction {
+            kind: self.kind,
+            output: self.output.into_raw(),
+        }
+    }
+}
+
+/// A network with its parameters.
+///
+/// ```no_run
+/// # use espalier_sdk::{Model, Mode, data::Batch};
+/// # fn f(batch: &Batch) {
+/// let model = Model::main();
+/// let logits = model.forward(batch.fields(), Mode::Train);
+/// let hidden = model.forward_range(0..2, batch.inputs(), Mode::Eval);
+/// # }
+/// ```
+pub struct Model(host::Model);
+
+impl Model {
+    /// The run's model.
+    pub fn main() -> Model {
+        Model(host::main())
+    }
+
+    /// A fresh model of this plugin's, for inputs like the run's own. Built again under the same name (after a
+    /// resume) it is the one that is there.
+    pub fn build(name: &str, layers: &[LayerSpec], key: &[u64]) -> Model {
+        Model(host::build(name, None, layers, key))
+    }
+
+    /// A copy of values, buffers and masks under a name, of this plugin's.
+    pub fn copy(&self, name: &str) -> Model {
+        Model(host::clone(&self.0, name))
+    }
+
+    /// From the end of this step on the run's model is this one. Trainers only.
+    pub fn adopt(&self) {
+        model_adopt::adopt(&self.0);
+    }
+
+    /// Its layers, in order.
+    pub fn layers(&self) -> Vec<LayerInfo> {
+        host::layers(&self.0)
+    }
+
+    /// Its parameters.
+    pub fn parameters(&self) -> ParameterSet {
+        ParameterSet::from_raw(host::parameters(&self.0))
+    }
+
+    /// The whole model on the fields of a batch.
+    pub fn forward(&self, fields: &[(String, Tensor)], mode: Mode) -> Tensor {
+        let all = 0..self.layers().len() as u32;
+        let mut pass = self.pass(all, mode);
+        for (name, tensor) in fields {
+            pass = pass.input(name, tensor);
+        }
+        pass.run()
+    }
+
+    /// Some layers on what the first of them reads.
+    pub fn forward_range(&self, range: Range<u32>, x: &Tensor, mode: Mode) -> Tensor {
+        self.pass(range, mode).input("input", x).run()
+    }
+
+    /// A forward pass with all its choices.
+    pub fn pass(&self, range: Range<u32>, mode: Mode) -> Pass<'_> {
+        let (inputs, overrides, want) = (Vec::new(), Vec::new(), Vec::new());
+        Pass {
+            model: self,
+            range,
+            mode,
+            inputs,
+            overrides,
+            want,
+        }
+    }
+}
+
+/// A forward pass being put together.
+pub struct Pass<'a> {
+    model: &'a Model,
+    range: Range<u32>,
+    mode: Mode,
+    inputs: Vec<(String, &'a Tensor)>,
+    overrides: Vec<(String, &'a Tensor)>,
+    want: Vec<String>,
+}
+
+impl<'a> Pass<'a> {
+    /// A field of the batch, the output of an earlier layer under its name, or `input` for what the first
+    /// layer of the range reads.
+    pub fn input(mut self, name: &str, tensor: &'a Tensor) -> Self {
+        self.inputs.push((name.to_string(), tensor));
+        self
+    }
+
+    /// A parameter replaced by a computed tensor of the same shape, tracked.
+    pub fn replace(mut self, parameter: &str, tensor: &'a Tensor) -> Self {
+        self.overrides.push((parameter.to_string(), tensor));
+        self
+    }
+
+    /// Another output: a layer's name, or `NAME/mean`, `NAME/var`, `NAME/probabilities`.
+    pub fn want(mut self, what: &str) -> Self {
+        self.want.push(what.to_string());
+        self
+    }
+
+    /// Runs; the output of the last layer of the range.
+    pub fn run(self) -> Tensor {
+        self.run_with_extra().0
+    }
+
+    /// Runs; the output, and what was wanted in that order.
+    pub fn run_with_extra(self) -> (Tensor, Vec<(String, Tensor)>) {
+        fn raw<'a>(
+            named: &[(String, &'a Tensor)],
+        ) -> Vec<(
+            String,
+            &'a crate::bindings::host::espalier::plugin::tensors::Tensor,
+        )> {
+            named
+                .iter()
+                .map(|(name, t)| (name.clone(), t.raw()))
+                .collect()
+        }
+        let range = (self.range.start, self.range.end);
+        let (inputs, overrides) = (raw(&self.inputs), raw(&self.overrides));
+        let result = host::forward(
+            &self.model.0,
+            range,
+            &inputs,
+            self.mode,
+            &overrides,
+            &self.want,
+        );
+        let extra = result
+            .extra
+            .into_iter()
+            .map(|(name, t)| (name, Tensor::from_raw(t)))
+            .collect();
+        (Tensor::from_raw(result.output), extra)
+    }
+}
+
+/// Per-sample losses of the run's trainer, [count], tracked: how a pruner gets gradients.
+pub fn objective(batch: &Batch) -> Tensor {
+    Tensor::from_raw(host::objective(batch.to_raw()))
+}
+
+/// Predictions of the run's trainer.
+pub fn predict(batch: &Batch) -> Prediction {
+    let raw = host::predict(batch.to_raw());
+    Prediction::new(raw.kind, Tensor::from_raw(raw.output))
+}
+
+/// The loss of an architecture that has its own; none means the run's loss applies.
+pub fn loss(batch: &Batch) -> Option<Tensor> {
+    host::loss(batch.to_raw()).map(Tensor::from_raw)
+}

@@ -1,0 +1,169 @@
+//! Named parameters and the optimisers that change them.
+
+use crate::bindings::host::espalier::plugin::{optim, parameters as host};
+use crate::tensor::Tensor;
+
+pub use host::{Kind, ParameterInfo};
+pub use optim::{AdamOptions, SgdOptions};
+
+/// A set of parameters: the run's own, a model's, or this plugin's.
+///
+/// ```no_run
+/// # use espalier_sdk::{Tensor, autograd::grad, parameters::{ParameterSet, SgdOptions}};
+/// # fn f(loss: Tensor) {
+/// let set = ParameterSet::main();
+/// let names = set.trainable();
+/// let values = set.values(&names);
+/// let grads = grad(&loss, &values.iter().collect::<Vec<_>>());
+/// set.sgd(&names, &grads, SgdOptions { lr: 0.1, ..Default::default() });
+/// # }
+/// ```
+pub struct ParameterSet(host::ParameterSet);
+
+impl ParameterSet {
+    pub(crate) fn from_raw(raw: host::ParameterSet) -> ParameterSet {
+        ParameterSet(raw)
+    }
+
+    /// The run's set.
+    pub fn main() -> ParameterSet {
+        ParameterSet(host::main())
+    }
+
+    /// This plugin's set of that name; empty at first. Checkpointed, invisible to other plugins.
+    pub fn own(name: &str) -> ParameterSet {
+        ParameterSet(host::new_set(name))
+    }
+
+    /// Adds a parameter. If the set already holds it (after a resume), nothing happens: its value stays.
+    pub fn create(&self, name: &str, kind: Kind, init: &Tensor, trainable: bool) {
+        host::create(&self.0, name, kind, init.raw(), trainable);
+    }
+
+    /// All parameters, in the order of their creation.
+    pub fn list(&self) -> Vec<ParameterInfo> {
+        host::list(&self.0)
+    }
+
+    /// Names of the parameters that optimisers may change.
+    pub fn trainable(&self) -> Vec<String> {
+        let free = |p: &ParameterInfo| p.trainable && p.kind != Kind::Buffer;
+        self.list()
+            .into_iter()
+            .filter(free)
+            .map(|p| p.name)
+            .collect()
+    }
+
+    /// The tracked leaf that the next forward pass uses. Its gradient is dense, at masked positions too.
+    pub fn value(&self, name: &str) -> Tensor {
+        Tensor::from_raw(host::value(&self.0, name))
+    }
+
+    /// The values of several.
+    pub fn values<S: AsRef<str>>(&self, names: &[S]) -> Vec<Tensor> {
+        names.iter().map(|name| self.value(name.as_ref())).collect()
+    }
+
+    /// Replaces a value, without graph. Handles given out before keep the old one.
+    pub fn assign(&self, name: &str, value: &Tensor) {
+        host::assign(&self.0, name, value.raw());
+    }
+
+    /// Prunes: the values where the mask is 0 and their optimiser state are 0 from now on.
+    pub fn set_mask(&self, name: &str, mask: &Tensor) {
+        host::set_mask(&self.0, name, Some(mask.raw()), false);
+    }
+
+    /// Hides values where the mask is 0 and keeps them stored.
+    pub fn hide(&self, name: &str, mask: &Tensor) {
+        host::set_mask(&self.0, name, Some(mask.raw()), true);
+    }
+
+    /// Removes the mask.
+    pub fn clear_mask(&self, name: &str) {
+        host::set_mask(&self.0, name, None, false);
+    }
+
+    /// The mask as bool, none if dense.
+    pub fn mask(&self, name: &str) -> Option<Tensor> {
+        host::mask(&self.0, name).map(Tensor::from_raw)
+    }
+
+    /// The mask as bool, all true if dense.
+    pub fn mask_or_ones(&self, info: &ParameterInfo) -> Tensor {
+        let ones = || Tensor::full(&info.shape, 1.0, crate::Dtype::Bool);
+        self.mask(&info.name).unwrap_or_else(ones)
+    }
+
+    /// Remembers values, masks, buffers and optimiser state under a tag.
+    pub fn snapshot(&self, tag: &str) {
+        host::snapshot(&self.0, tag);
+    }
+
+    /// Goes back to a tag, this set only.
+    pub fn rollback(&self, tag: &str) {
+        host::rollback(&self.0, tag);
+    }
+
+    /// One step of stochastic gradient descent: one gradient a name. Not for pruners.
+    pub fn sgd(&self, names: &[String], grads: &[Tensor], options: SgdOptions) {
+        optim::sgd(&self.0, names, &raw(grads), options);
+    }
+
+    /// One step of Adam; weight decay is added to the gradient. Not for pruners.
+    pub fn adam(&self, names: &[String], grads: &[Tensor], options: AdamOptions) {
+        optim::adam(&self.0, names, &raw(grads), options);
+    }
+
+    /// One step of AdamW; weight decay shrinks the weight by lr times itself. Not for pruners.
+    pub fn adamw(&self, names: &[String], grads: &[Tensor], options: AdamOptions) {
+        optim::adamw(&self.0, names, &raw(grads), options);
+    }
+
+    /// Moments and step counts of the named parameters to zero. Not for pruners.
+    pub fn reset_state(&self, names: &[String]) {
+        optim::reset_state(&self.0, names);
+    }
+}
+
+fn raw(tensors: &[Tensor]) -> Vec<&crate::bindings::host::espalier::plugin::tensors::Tensor> {
+    tensors.iter().map(Tensor::raw).collect()
+}
+
+impl Default for SgdOptions {
+    /// lr 0.1, no momentum, no decay.
+    fn default() -> Self {
+        SgdOptions {
+            lr: 0.1,
+            momentum: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+        }
+    }
+}
+
+impl Default for AdamOptions {
+    /// As in PyTorch: lr 1e-3, betas 0.9 and 0.999, eps 1e-8, no decay.
+    fn default() -> Self {
+        AdamOptions {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+/// Gradients scaled so that their common 2-norm is at most `limit`; the norm before comes back with them.
+/// Waits for nothing: the factor stays in the host.
+pub fn clip_grad_norm(grads: &[Tensor], limit: f64) -> (Vec<Tensor>, Tensor) {
+    let mut total = Tensor::scalar(0.0);
+    for grad in grads {
+        total = total + grad.square().sum(&[]);
+    }
+    let norm = total.sqrt();
+    let factor = (limit / (&norm + 1e-6)).minimum(1.0);
+    (grads.iter().map(|grad| grad * &factor).collect(), norm)
+}
