@@ -2,17 +2,21 @@
 
 mod create;
 mod elementwise;
+mod index;
 mod matmul;
 mod reduce;
 mod shape;
+mod sort;
 
 pub use create::{arange, astype};
 pub use elementwise::{
     abs, acos, add, cos, divide, equal, exp, expm1, gelu, less, log, maximum, minimum, multiply,
     relu, sigmoid, sin, softplus, sqrt, subtract, tanh, where_,
 };
+pub use index::{scatter_add, segment_max, take, take_along_axis};
 pub use matmul::matmul;
-pub use reduce::sum;
+pub use reduce::{argmax, cumulative_sum, max, sum};
 pub use shape::{broadcast_to, concat, permute_dims, reshape, slice};
+pub use sort::{argsort, top_k};
 
 pub(crate) use reduce::fit_shape;

@@ -1,20 +1,24 @@
 //! Sums and extrema along axes, in an order fixed by the shape alone.
 
-use crate::autograd::record;
-use crate::dtype::{DType, with_float};
+use crate::autograd::{record, tracks};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::layout::{Dims, Layout, Walk, axis_index};
+use crate::layout::{Dims, Layout, MAX_RANK, Walk, axis_index};
+use crate::math::Number;
+use crate::ops::index::{Around, put_along};
 use crate::ops::shape::{broadcast_to, permute_dims, reshape_to};
+use crate::simd::{self, Kernel};
 use crate::tensor::Tensor;
+use crate::threads::{for_blocks, map_ranges};
 
 /// The sum over `axes` (none means all); with `keepdims` the summed axes stay with size 1. An empty sum
-/// is 0. f32 is summed in f64 and rounded once.
+/// is 0. f32 is summed in f64 and rounded once; i64 wraps.
 ///
 /// # Errors
 /// [`Error::Axis`]; [`Error::Argument`] for an axis named twice; [`Error::DType`] for bool.
 pub fn sum(t: &Tensor, axes: &[isize], keepdims: bool) -> Result<Tensor> {
     const OP: &str = "sum";
-    let mut summed = [false; crate::layout::MAX_RANK];
+    let mut summed = [axes.is_empty(); MAX_RANK];
     for &axis in axes {
         let at = axis_index(OP, axis, t.rank())?;
         if std::mem::replace(&mut summed[at], true) {
@@ -24,10 +28,6 @@ pub fn sum(t: &Tensor, axes: &[isize], keepdims: bool) -> Result<Tensor> {
             ));
         }
     }
-    if axes.is_empty() {
-        summed = [true; crate::layout::MAX_RANK];
-    }
-    let out = sum_marked(OP, t, &summed)?;
     let (mut kept, mut with_ones) = (Dims::empty(), Dims::empty());
     for (axis, &size) in t.shape().iter().enumerate() {
         if summed[axis] {
@@ -38,7 +38,18 @@ pub fn sum(t: &Tensor, axes: &[isize], keepdims: bool) -> Result<Tensor> {
         }
     }
     let shape = if keepdims { with_ones } else { kept };
-    let out = out.view(Layout::dense(OP, &shape)?);
+    let out = match t.dtype() {
+        DType::F32 => sum_marked::<f32>(OP, t, &summed, &shape)?,
+        DType::F64 => sum_marked::<f64>(OP, t, &summed, &shape)?,
+        DType::I64 => sum_marked::<i64>(OP, t, &summed, &shape)?,
+        DType::Bool => {
+            return Err(Error::DType {
+                op: OP,
+                found: vec![DType::Bool],
+                expected: "numbers; cast with astype",
+            });
+        }
+    };
     let full = t.layout().shape;
     Ok(record(OP, out, &[t], move |flow| {
         let grad = reshape_to(&flow.grad, &with_ones)?;
@@ -49,68 +60,529 @@ pub fn sum(t: &Tensor, axes: &[isize], keepdims: bool) -> Result<Tensor> {
 /// Brings a gradient to a shape: sums over axes where the shape has size 1 or no axis, then repeats.
 pub(crate) fn fit_shape(t: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let lead = t.rank().saturating_sub(shape.len());
-    let mut axes = Vec::new();
+    let short = shape.len().saturating_sub(t.rank());
+    let mut axes = [0isize; MAX_RANK];
+    let mut count = 0;
     for (axis, &size) in t.shape().iter().enumerate() {
-        if axis < lead || (shape[axis - lead] == 1 && size != 1) {
-            axes.push(axis as isize);
+        let fits_there = axis >= lead && (shape[axis + short - lead] != 1 || size == 1);
+        if !fits_there {
+            axes[count] = axis as isize;
+            count += 1;
         }
     }
     let mut out = t.clone();
-    if !axes.is_empty() {
-        out = sum(&out, &axes, true)?;
+    if count > 0 {
+        out = sum(&out, &axes[..count], true)?;
     }
     if lead > 0 {
-        let tail: Dims = Dims::new("sum", &out.shape()[lead..])?;
+        let tail = Dims::new("sum", &out.shape()[lead..])?;
         out = reshape_to(&out, &tail)?;
     }
     broadcast_to(&out, shape)
 }
 
-/// The sum over marked axes as a dense tensor of the kept sizes.
-fn sum_marked(op: &'static str, t: &Tensor, summed: &[bool]) -> Result<Tensor> {
-    // Kept axes first, summed axes last.
-    let mut order = Dims::empty();
-    let mut kept = Dims::empty();
-    for pass in [false, true] {
-        for axis in 0..t.rank() {
-            if summed[axis] == pass {
-                order.push(axis);
-                if !pass {
-                    kept.push(t.shape()[axis]);
-                }
+/// How an element type is summed: f32 in f64, the others in themselves.
+trait Summed: Number {
+    type Total: Copy + Default + Send + Sync;
+    fn widen(self) -> Self::Total;
+    fn join(a: Self::Total, b: Self::Total) -> Self::Total;
+    fn narrow(total: Self::Total) -> Self;
+}
+impl Summed for f32 {
+    type Total = f64;
+    #[inline(always)]
+    fn widen(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn join(a: f64, b: f64) -> f64 {
+        a + b
+    }
+    #[inline(always)]
+    fn narrow(total: f64) -> f32 {
+        total as f32
+    }
+}
+impl Summed for f64 {
+    type Total = f64;
+    #[inline(always)]
+    fn widen(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn join(a: f64, b: f64) -> f64 {
+        a + b
+    }
+    #[inline(always)]
+    fn narrow(total: f64) -> f64 {
+        total
+    }
+}
+impl Summed for i64 {
+    type Total = i64;
+    #[inline(always)]
+    fn widen(self) -> i64 {
+        self
+    }
+    #[inline(always)]
+    fn join(a: i64, b: i64) -> i64 {
+        a.wrapping_add(b)
+    }
+    #[inline(always)]
+    fn narrow(total: i64) -> i64 {
+        total
+    }
+}
+
+/// Independent partial sums of one run: enough to keep the adders busy, and to keep errors small.
+const LANES: usize = 16;
+
+/// The sum of a contiguous run: lane j adds elements j, j + 16, ...; then the lanes pairwise.
+struct SumRun<'a, E>(&'a [E]);
+
+impl<E: Summed> Kernel for SumRun<'_, E> {
+    type Out = E::Total;
+    #[inline(always)]
+    fn run(self) -> E::Total {
+        let mut lanes = [E::Total::default(); LANES];
+        let (groups, rest) = self.0.as_chunks::<LANES>();
+        for group in groups {
+            for j in 0..LANES {
+                lanes[j] = E::join(lanes[j], group[j].widen());
             }
         }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane = E::join(*lane, x.widen());
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for j in 0..width {
+                lanes[j] = E::join(lanes[j], lanes[j + width]);
+            }
+            width /= 2;
+        }
+        lanes[0]
     }
-    let moved = permute_dims(&t.detach(), &order)?;
-    let layout = moved.layout();
-    let walk = Walk::new(&layout.shape, [(&layout.strides, layout.offset)]);
-    let [stride] = walk.inner_strides();
-    let rows: usize = kept.iter().product();
-    let length = t.numel().checked_div(rows).unwrap_or(0);
-    if t.dtype() == DType::I64 {
-        let source = t.storage_slice::<i64>(op)?;
-        return Tensor::build::<i64>(op, &kept, |out| {
-            for (row, o) in out.iter_mut().enumerate() {
-                walk.runs(row * length..(row + 1) * length, |_, len, [start]| {
-                    for i in 0..len {
-                        *o = o.wrapping_add(source[start + i * stride]);
+}
+
+/// Adds a contiguous run to running totals, element by element.
+struct AddRun<'a, E: Summed> {
+    totals: &'a mut [E::Total],
+    run: &'a [E],
+}
+
+impl<E: Summed> Kernel for AddRun<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        for (total, x) in self.totals.iter_mut().zip(self.run) {
+            *total = E::join(*total, x.widen());
+        }
+    }
+}
+
+fn sum_run<E: Summed>(run: &[E]) -> E::Total {
+    if run.len() < LANES {
+        let mut total = E::Total::default();
+        for x in run {
+            total = E::join(total, x.widen());
+        }
+        total
+    } else {
+        simd::dispatch(SumRun(run))
+    }
+}
+
+/// Elements that one partial sum covers where a single result is split over threads.
+const PART: usize = 32 * 1024;
+
+/// Columns that one task of a column sum covers.
+const COLUMNS: usize = 512;
+
+/// The sum over marked axes, dense, of `shape`.
+fn sum_marked<E: Summed>(
+    op: &'static str,
+    t: &Tensor,
+    summed: &[bool; MAX_RANK],
+    shape: &[usize],
+) -> Result<Tensor> {
+    let layout = t.layout();
+    // Axes of one kind side by side, each kind in its own order.
+    let part = |which: bool| {
+        let (mut sizes, mut strides, mut axes) = (Dims::empty(), Dims::empty(), Dims::empty());
+        for (axis, &size) in t.shape().iter().enumerate() {
+            if summed[axis] == which {
+                sizes.push(size);
+                strides.push(layout.strides[axis]);
+                axes.push(axis);
+            }
+        }
+        (sizes, strides, axes)
+    };
+    let (kept_sizes, kept_strides, kept_axes) = part(false);
+    let (sum_sizes, sum_strides, sum_axes) = part(true);
+    let count: usize = sum_sizes.iter().product();
+    let all = t.storage_slice::<E>(op)?;
+    // Offsets are relative, so that both walks add up to an element's place.
+    let kept = Walk::new(&kept_sizes, [(&kept_strides, 0)]);
+    let over = Walk::new(&sum_sizes, [(&sum_strides, 0)]);
+    let [kept_stride] = kept.inner_strides();
+    let [over_stride] = over.inner_strides();
+    let source = all.get(layout.offset..).unwrap_or(&[]);
+
+    if count == 0 || t.numel() == 0 {
+        return Tensor::build::<E>(op, shape, |_| ());
+    }
+    let outputs: usize = kept_sizes.iter().product();
+    if over_stride == 1 || count == 1 {
+        // Runs lie along the summed axes.
+        return Tensor::build::<E>(op, shape, |out| {
+            let place = |row: usize| {
+                let mut at = 0;
+                kept.runs(row..row + 1, |_, _, [start]| at = start);
+                at
+            };
+            let partial = |at: usize, range: std::ops::Range<usize>| {
+                let mut total = E::Total::default();
+                over.runs(range, |_, len, [start]| {
+                    total = E::join(total, sum_run(&source[at + start..][..len]));
+                });
+                total
+            };
+            if outputs * 4 <= t.numel() / PART {
+                // Few long sums: split each.
+                for (row, o) in out.iter_mut().enumerate() {
+                    let at = place(row);
+                    let parts = map_ranges(count, PART, count, |range| partial(at, range));
+                    *o = E::narrow(parts.into_iter().fold(E::Total::default(), E::join));
+                }
+            } else {
+                let rows = (PART / count).max(1);
+                for_blocks(out, rows, t.numel(), |first, block| {
+                    for (i, o) in block.iter_mut().enumerate() {
+                        *o = E::narrow(partial(place(first + i), 0..count));
                     }
                 });
             }
         });
     }
-    with_float!(op, t.dtype(), E => {
-        let source = t.storage_slice::<E>(op)?;
-        Tensor::build::<E>(op, &kept, |out| {
-            for (row, o) in out.iter_mut().enumerate() {
-                let mut total = 0.0f64;
-                walk.runs(row * length..(row + 1) * length, |_, len, [start]| {
-                    for i in 0..len {
-                        total += crate::dtype::Element::to_f64(source[start + i * stride]);
+    if kept_stride == 1 {
+        // Runs lie along the kept axes: add rows to running totals.
+        let width = kept.sizes[kept.sizes.len() - 1];
+        let add_rows = |totals: &mut [E::Total], at: usize, range: std::ops::Range<usize>| {
+            over.runs(range, |_, len, [start]| {
+                for i in 0..len {
+                    let run = &source[at + start + i * over_stride..][..totals.len()];
+                    let kernel = AddRun::<E> { totals, run };
+                    if run.len() < 8 {
+                        kernel.run()
+                    } else {
+                        simd::dispatch(kernel)
+                    }
+                }
+            });
+        };
+        return Tensor::build::<E>(op, shape, |out| {
+            let place = |row: usize| {
+                let mut at = 0;
+                kept.runs(row * width..row * width + 1, |_, _, [start]| at = start);
+                at
+            };
+            if outputs <= COLUMNS && t.numel() >= 4 * PART {
+                // Few long columns: split the rows, and join the parts in order.
+                let rows = (PART / width).max(1);
+                for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                    let at = place(row);
+                    let parts = map_ranges(count, rows, t.numel(), |range| {
+                        let mut totals = vec![E::Total::default(); width];
+                        add_rows(&mut totals, at, range);
+                        totals
+                    });
+                    let mut totals = vec![E::Total::default(); width];
+                    for part in parts {
+                        for (total, x) in totals.iter_mut().zip(part) {
+                            *total = E::join(*total, x);
+                        }
+                    }
+                    for (o, total) in out.iter_mut().zip(totals) {
+                        *o = E::narrow(total);
+                    }
+                }
+                return;
+            }
+            let one_row = |row: usize, out: &mut [E], total: usize| {
+                let at = place(row);
+                for_blocks(out, COLUMNS, total, |first, block| {
+                    let mut totals = [E::Total::default(); COLUMNS];
+                    let totals = &mut totals[..block.len()];
+                    add_rows(totals, at + first, 0..count);
+                    for (o, total) in block.iter_mut().zip(totals) {
+                        *o = E::narrow(*total);
                     }
                 });
-                *o = crate::dtype::Element::from_f64(total);
+            };
+            if outputs == width {
+                one_row(0, out, t.numel());
+            } else {
+                for_blocks(out, width, t.numel(), |first, block| {
+                    one_row(first / width, block, 0);
+                });
             }
-        })
+        });
+    }
+    // Neither: bring the summed axes last, in a copy.
+    let mut order = kept_axes;
+    for &axis in sum_axes.iter() {
+        order.push(axis);
+    }
+    let copy = permute_dims(&t.detach(), &order)?.dense(op)?;
+    let mut last = [false; MAX_RANK];
+    last[kept_sizes.len()..order.len()].fill(true);
+    sum_marked::<E>(op, &copy, &last, shape)
+}
+
+/// The largest element along `axis`, NaN where there is one; with `keepdims` the axis stays with size 1.
+/// The gradient goes to the lowest index that holds it.
+///
+/// # Errors
+/// [`Error::Argument`] for an axis of size 0; [`Error::Axis`]; [`Error::DType`] for bool.
+pub fn max(t: &Tensor, axis: isize, keepdims: bool) -> Result<Tensor> {
+    const OP: &str = "max";
+    let axis = axis_index(OP, axis, t.rank())?;
+    let (values, indices) = largest(OP, t, axis, true, tracks(&[t]))?;
+    let Some(values) = values else {
+        return Err(internal(OP));
+    };
+    let mut shape = t.layout().shape;
+    shape.set(axis, 1);
+    let with_ones = shape;
+    if !keepdims {
+        shape = without(t.shape(), axis);
+    }
+    let out = values.view(Layout::dense(OP, &shape)?);
+    let Some(indices) = indices else {
+        return Ok(out);
+    };
+    let full = t.layout().shape;
+    Ok(record(OP, out, &[t], move |flow| {
+        let grad = reshape_to(&flow.grad, &with_ones)?;
+        Ok(vec![Some(put_along(OP, &full, &indices, &grad, axis)?)])
+    }))
+}
+
+/// The i64 index of the largest element along `axis`; the lowest index wins ties, NaN counts as largest.
+///
+/// # Errors
+/// As [`max`].
+pub fn argmax(t: &Tensor, axis: isize) -> Result<Tensor> {
+    const OP: &str = "argmax";
+    let axis = axis_index(OP, axis, t.rank())?;
+    let (_, indices) = largest(OP, t, axis, false, true)?;
+    let Some(indices) = indices else {
+        return Err(internal(OP));
+    };
+    Ok(indices.view(Layout::dense(OP, &without(t.shape(), axis))?))
+}
+
+fn internal(op: &'static str) -> Error {
+    Error::Internal {
+        op,
+        problem: "a result that was asked for is missing".into(),
+    }
+}
+
+/// A shape without one axis.
+fn without(shape: &[usize], axis: usize) -> Dims {
+    let mut dims = Dims::empty();
+    for (i, &size) in shape.iter().enumerate() {
+        if i != axis {
+            dims.push(size);
+        }
+    }
+    dims
+}
+
+/// Values and indices of the largest elements, each with the axis kept at size 1, where wanted.
+fn largest(
+    op: &'static str,
+    t: &Tensor,
+    axis: usize,
+    values: bool,
+    indices: bool,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    if t.shape()[axis] == 0 {
+        return Err(Error::argument(
+            op,
+            format!(
+                "axis {axis} of shape {:?} is empty and has no largest element",
+                t.shape()
+            ),
+        ));
+    }
+    let source = t.dense(op)?;
+    match t.dtype() {
+        DType::F32 => largest_of::<f32>(op, &source, axis, values, indices),
+        DType::F64 => largest_of::<f64>(op, &source, axis, values, indices),
+        DType::I64 => largest_of::<i64>(op, &source, axis, values, indices),
+        DType::Bool => Err(Error::DType {
+            op,
+            found: vec![DType::Bool],
+            expected: "numbers; cast with astype",
+        }),
+    }
+}
+
+/// Whether `x` replaces `best`: larger, or the first NaN.
+#[inline(always)]
+fn beats<E: Number>(x: E, best: E) -> bool {
+    let nan = |x: E| x.partial_cmp(&x).is_none();
+    x > best || (nan(x) && !nan(best))
+}
+
+fn largest_of<E: Number>(
+    op: &'static str,
+    source: &Tensor,
+    axis: usize,
+    values: bool,
+    indices: bool,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let Around { size, inner, .. } = Around::new(source.shape(), axis);
+    let from = source.data::<E>()?;
+    let mut shape = source.layout().shape;
+    shape.set(axis, 1);
+    let total = from.len();
+    // The place of the first of a column's elements.
+    let start = |column: usize| column / inner * size * inner + column % inner;
+    let block = (16 * 1024 / size).max(1);
+    let indices = if indices {
+        Some(Tensor::build::<i64>(op, &shape, |out| {
+            for_blocks(out, block, total, |first, out| {
+                for (i, o) in out.iter_mut().enumerate() {
+                    let at = start(first + i);
+                    let (mut best, mut index) = (from[at], 0);
+                    for j in 1..size {
+                        let x = from[at + j * inner];
+                        if beats(x, best) {
+                            (best, index) = (x, j);
+                        }
+                    }
+                    *o = index as i64;
+                }
+            });
+        })?)
+    } else {
+        None
+    };
+    let values = if values {
+        Some(Tensor::build::<E>(op, &shape, |out| {
+            for_blocks(out, block, total, |first, out| {
+                for (i, o) in out.iter_mut().enumerate() {
+                    let at = start(first + i);
+                    *o = match &indices {
+                        Some(indices) => match indices.data::<i64>() {
+                            Ok(ix) => from[at + ix[first + i] as usize * inner],
+                            Err(_) => from[at],
+                        },
+                        None if inner == 1 => simd::dispatch(MaxRun(&from[at..at + size])),
+                        None => {
+                            let mut best = from[at];
+                            for j in 1..size {
+                                best = best.larger(from[at + j * inner]);
+                            }
+                            best
+                        }
+                    };
+                }
+            });
+        })?)
+    } else {
+        None
+    };
+    Ok((values, indices))
+}
+
+/// The largest of a contiguous run that is not empty. Which order is used cannot be seen in the result.
+struct MaxRun<'a, E>(&'a [E]);
+
+impl<E: Number> Kernel for MaxRun<'_, E> {
+    type Out = E;
+    #[inline(always)]
+    fn run(self) -> E {
+        let mut lanes = [self.0[0]; LANES];
+        let (groups, rest) = self.0.as_chunks::<LANES>();
+        for group in groups {
+            for j in 0..LANES {
+                lanes[j] = lanes[j].larger(group[j]);
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane = lane.larger(*x);
+        }
+        let mut best = lanes[0];
+        for lane in lanes {
+            best = best.larger(lane);
+        }
+        best
+    }
+}
+
+/// Running sums along `axis`: element i holds the sum of elements 0 to i. f32 runs in f64.
+///
+/// # Errors
+/// [`Error::Axis`]; [`Error::DType`] for bool.
+pub fn cumulative_sum(t: &Tensor, axis: isize) -> Result<Tensor> {
+    const OP: &str = "cumulative_sum";
+    let axis = axis_index(OP, axis, t.rank())?;
+    running_sum(OP, t, axis, false)
+}
+
+/// [`cumulative_sum`] from either end; each is the other's gradient.
+fn running_sum(op: &'static str, t: &Tensor, axis: usize, from_end: bool) -> Result<Tensor> {
+    let source = t.dense(op)?;
+    let around = Around::new(t.shape(), axis);
+    let out = match t.dtype() {
+        DType::F32 => running_sum_of::<f32>(op, &source, around, from_end)?,
+        DType::F64 => running_sum_of::<f64>(op, &source, around, from_end)?,
+        DType::I64 => running_sum_of::<i64>(op, &source, around, from_end)?,
+        DType::Bool => {
+            return Err(Error::DType {
+                op,
+                found: vec![DType::Bool],
+                expected: "numbers; cast with astype",
+            });
+        }
+    };
+    Ok(record(op, out, &[t], move |flow| {
+        Ok(vec![Some(running_sum(op, &flow.grad, axis, !from_end)?)])
+    }))
+}
+
+fn running_sum_of<E: Summed>(
+    op: &'static str,
+    source: &Tensor,
+    around: Around,
+    from_end: bool,
+) -> Result<Tensor> {
+    let from = source.data::<E>()?;
+    let Around { size, inner, .. } = around;
+    Tensor::build::<E>(op, source.shape(), |out| {
+        let total = out.len();
+        let item = size * inner;
+        for_blocks(out, item, total, |first, out| {
+            let from = &from[first..first + out.len()];
+            let mut totals = vec![E::Total::default(); inner];
+            for j in 0..size {
+                let j = if from_end { size - 1 - j } else { j };
+                let places = j * inner..(j + 1) * inner;
+                for ((o, x), total) in out[places.clone()]
+                    .iter_mut()
+                    .zip(&from[places])
+                    .zip(&mut totals)
+                {
+                    *total = E::join(*total, x.widen());
+                    *o = E::narrow(*total);
+                }
+            }
+        });
     })
 }
