@@ -1,20 +1,192 @@
 //! Operations that are a few lines of others, named as in the array API and PyTorch.
+//!
+//! They cost a crossing into the host for each of their lines; gradients flow through them as through what they
+//! are made of.
 
-use crate::tensor::{Dtype, Tensor, at};
+use crate::bindings::host::espalier::plugin::tensors as host;
+use crate::random;
+use crate::tensor::{Conv2d, Dtype, Operand, Tensor, at};
 
 /// Arithmetic.
 impl Tensor {
+    /// -t.
+    pub fn negative(&self) -> Tensor {
+        self * -1.0
+    }
+
     /// t * t.
     pub fn square(&self) -> Tensor {
         self * self
     }
 
-    /// Mean over the axes; no axes means all.
-    pub fn mean(&self, axes: &[i32]) -> Tensor {
-        self.sum(axes) / self.count(axes)
+    /// 1 / t.
+    pub fn reciprocal(&self) -> Tensor {
+        1.0 / self
     }
 
-    fn count(&self, axes: &[i32]) -> f64 {
+    /// t^p: by multiplication for whole p from 0 to 8, else as e^(p log t), which needs t > 0.
+    pub fn pow(&self, p: f64) -> Tensor {
+        if p == 0.5 {
+            return self.sqrt();
+        }
+        if !(0.0..=8.0).contains(&p) || p.fract() != 0.0 {
+            return (self.log() * p).exp();
+        }
+        (1..p as u32).fold(
+            if p == 0.0 {
+                self.ones_like()
+            } else {
+                self.clone()
+            },
+            |power, _| power * self,
+        )
+    }
+
+    /// -1, 0 or 1, of the dtype of `self`. No gradient.
+    pub fn sign(&self) -> Tensor {
+        let dtype = self.dtype();
+        self.greater(0.0).astype(dtype) - self.less(0.0).astype(dtype)
+    }
+
+    /// At least `low` and at most `high`; the gradient passes at the bounds.
+    pub fn clip(&self, low: f64, high: f64) -> Tensor {
+        self.maximum(low).minimum(high)
+    }
+
+    /// self > other, as bool.
+    pub fn greater<'a>(&'a self, other: impl Into<Operand<'a>>) -> Tensor {
+        Tensor::from_raw(host::less(
+            &other.into().raw(),
+            &host::Operand::Tensor(self.raw()),
+        ))
+    }
+
+    /// self <= other, as bool; false beside NaN.
+    pub fn less_equal<'a>(&'a self, other: impl Into<Operand<'a>>) -> Tensor {
+        let other = other.into();
+        self.less(other).logical_or(&self.equal(other))
+    }
+
+    /// self >= other, as bool; false beside NaN.
+    pub fn greater_equal<'a>(&'a self, other: impl Into<Operand<'a>>) -> Tensor {
+        let other = other.into();
+        self.greater(other).logical_or(&self.equal(other))
+    }
+
+    /// self != other, as bool.
+    pub fn not_equal<'a>(&'a self, other: impl Into<Operand<'a>>) -> Tensor {
+        self.equal(other).logical_not()
+    }
+
+    /// Both. Of bool tensors.
+    pub fn logical_and(&self, other: &Tensor) -> Tensor {
+        self.where_(other, 0.0)
+    }
+
+    /// Either. Of bool tensors.
+    pub fn logical_or(&self, other: &Tensor) -> Tensor {
+        self.where_(1.0, other)
+    }
+
+    /// Not. Of a bool tensor.
+    pub fn logical_not(&self) -> Tensor {
+        self.equal(0.0)
+    }
+}
+
+/// Reductions and order.
+impl Tensor {
+    /// Mean over the axes; no axes means all.
+    pub fn mean(&self, axes: &[i32]) -> Tensor {
+        self.sum(axes) / self.along(axes)
+    }
+
+    /// As [`Tensor::mean`], the axes kept with size 1.
+    pub fn mean_keepdims(&self, axes: &[i32]) -> Tensor {
+        self.sum_keepdims(axes) / self.along(axes)
+    }
+
+    /// Mean over every axis but the first: [n, ..] -> [n].
+    pub fn per_sample(&self) -> Tensor {
+        let rows = self.size(0) as i32;
+        self.reshape(&[rows, -1]).mean(&[1])
+    }
+
+    /// Variance over the axes, divided by their size less `correction` (0 or 1).
+    pub fn var(&self, axes: &[i32], correction: f64) -> Tensor {
+        (self - self.mean_keepdims(axes)).square().sum(axes) / (self.along(axes) - correction)
+    }
+
+    /// Root of the variance; see [`Tensor::var`].
+    pub fn std(&self, axes: &[i32], correction: f64) -> Tensor {
+        self.var(axes, correction).sqrt()
+    }
+
+    /// Smallest along an axis.
+    pub fn min(&self, axis: i32) -> Tensor {
+        -(-self).max(axis)
+    }
+
+    /// Index (i64) of the smallest along an axis; the lowest wins ties.
+    pub fn argmin(&self, axis: i32) -> Tensor {
+        (-self).argmax(axis)
+    }
+
+    /// Whether any element along the axes is not 0; no axes means all.
+    pub fn any(&self, axes: &[i32]) -> Tensor {
+        self.astype(Dtype::Bool)
+            .astype(Dtype::I64)
+            .sum(axes)
+            .greater(0.0)
+    }
+
+    /// Whether no element along the axes is 0; no axes means all.
+    pub fn all(&self, axes: &[i32]) -> Tensor {
+        self.equal(0.0).any(axes).logical_not()
+    }
+
+    /// How many elements are not 0. Waits for the device.
+    pub fn count_nonzero(&self) -> u64 {
+        self.astype(Dtype::Bool).astype(Dtype::I64).sum(&[]).item() as u64
+    }
+
+    /// sqrt(sum t^2 + eps) over the axes: with eps > 0 the gradient at 0 is finite.
+    pub fn vector_norm(&self, axes: &[i32], eps: f64) -> Tensor {
+        (self.square().sum(axes) + eps).sqrt()
+    }
+
+    /// As [`Tensor::vector_norm`], the axes kept with size 1.
+    pub fn vector_norm_keepdims(&self, axes: &[i32], eps: f64) -> Tensor {
+        (self.square().sum_keepdims(axes) + eps).sqrt()
+    }
+
+    /// log(sum e^t) along an axis, shifted by the largest.
+    pub fn logsumexp(&self, axis: i32) -> Tensor {
+        // A row of -inf would make the shifted values NaN.
+        let shift = self.max_keepdims(axis).detach().maximum(-3e38);
+        ((self - &shift).exp().sum_keepdims(&[axis]).log() + shift).squeeze(axis)
+    }
+
+    /// In order along an axis.
+    pub fn sort(&self, axis: i32, descending: bool) -> Tensor {
+        self.take_along_axis(&self.argsort(axis, descending), axis)
+    }
+
+    /// Place of each element in ascending order along an axis, i64, from 0; equal ones in their given order.
+    pub fn rank_along(&self, axis: i32) -> Tensor {
+        self.argsort(axis, false).argsort(axis, false)
+    }
+
+    /// The k-th smallest along an axis, k from 1.
+    pub fn kth_value(&self, k: u32, axis: i32) -> Tensor {
+        -(-self)
+            .top_k(k, axis)
+            .0
+            .slice(axis, k as i32 - 1, k as i32)
+            .squeeze(axis)
+    }
+
+    fn along(&self, axes: &[i32]) -> f64 {
         let shape = self.shape();
         if axes.is_empty() {
             return shape.iter().map(|&n| f64::from(n)).product();
@@ -23,34 +195,300 @@ impl Tensor {
             .map(|&axis| f64::from(shape[at(axis, shape.len())]))
             .product()
     }
+}
 
-    /// How many elements are not 0. Waits for the device.
-    pub fn count_nonzero(&self) -> u64 {
-        self.astype(Dtype::Bool).astype(Dtype::I64).sum(&[]).item() as u64
+/// Shapes.
+impl Tensor {
+    /// The shape as signed numbers, as `reshape` takes it.
+    pub fn dims(&self) -> Vec<i32> {
+        self.shape().iter().map(|&n| n as i32).collect()
     }
 
-    /// A mask (bool, of the shape of `self`) of the `keep` largest elements among those where `among` (bool,
-    /// same shape) holds; ties by lower index. At most as many as `among` has.
+    /// Reshaped to the shape of another tensor of as many elements.
+    pub fn reshape_as(&self, other: &Tensor) -> Tensor {
+        self.reshape(&other.dims())
+    }
+
+    /// [n, ..] -> [n, product of the rest].
+    pub fn flatten(&self) -> Tensor {
+        self.reshape(&[self.size(0) as i32, -1])
+    }
+
+    /// A new axis of size 1 at a place of the result; -1 is last.
+    pub fn expand_dims(&self, axis: i32) -> Tensor {
+        let mut dims = self.dims();
+        dims.insert(at(axis, dims.len() + 1), 1);
+        self.reshape(&dims)
+    }
+
+    /// Without an axis of size 1. Traps if it has another size.
+    pub fn squeeze(&self, axis: i32) -> Tensor {
+        let mut dims = self.dims();
+        dims.remove(at(axis, dims.len()));
+        self.reshape(&dims)
+    }
+
+    /// Two axes exchanged.
+    pub fn swap_axes(&self, a: i32, b: i32) -> Tensor {
+        let rank = self.rank();
+        let mut axes: Vec<u32> = (0..rank as u32).collect();
+        axes.swap(at(a, rank), at(b, rank));
+        self.permute_dims(&axes)
+    }
+
+    /// The last two axes exchanged: a matrix transposed.
+    pub fn t(&self) -> Tensor {
+        self.swap_axes(-2, -1)
+    }
+
+    /// Tensors of one shape along a new axis.
+    pub fn stack(ts: &[&Tensor], axis: i32) -> Tensor {
+        let expanded: Vec<Tensor> = ts.iter().map(|t| t.expand_dims(axis)).collect();
+        Tensor::concat(&expanded.iter().collect::<Vec<_>>(), axis)
+    }
+
+    /// Pieces of the given sizes along an axis.
+    pub fn split(&self, sizes: &[u32], axis: i32) -> Vec<Tensor> {
+        let mut start = 0;
+        let mut piece = |&size: &u32| {
+            let from = start;
+            start += size as i32;
+            self.slice(axis, from, start)
+        };
+        sizes.iter().map(&mut piece).collect()
+    }
+
+    /// In reverse order along an axis.
+    pub fn flip(&self, axis: i32) -> Tensor {
+        let last = f64::from(self.size(axis)) - 1.0;
+        self.take(&Tensor::arange_as(last, -1.0, -1.0, Dtype::I64), axis)
+    }
+
+    /// `before` and `after` elements of `value` added along an axis.
+    pub fn pad(&self, axis: i32, before: u32, after: u32, value: f64) -> Tensor {
+        let (mut shape, dtype) = (self.shape(), self.dtype());
+        let place = at(axis, shape.len());
+        shape[place] = before;
+        let head = Tensor::full(&shape, value, dtype);
+        shape[place] = after;
+        Tensor::concat(&[&head, self, &Tensor::full(&shape, value, dtype)], axis)
+    }
+
+    /// Each element `n` times in a row along an axis.
+    pub fn repeat(&self, n: u32, axis: i32) -> Tensor {
+        let (mut shape, place) = (self.shape(), at(axis, self.rank()));
+        let mut dims = self.dims();
+        dims[place] *= n as i32;
+        shape.insert(place + 1, n);
+        self.expand_dims(place as i32 + 1)
+            .broadcast_to(&shape)
+            .reshape(&dims)
+    }
+
+    /// All tensors flattened, one after the other: [sum of elements].
+    pub fn flat(ts: &[&Tensor]) -> Tensor {
+        let flat: Vec<Tensor> = ts.iter().map(|t| t.reshape(&[-1])).collect();
+        Tensor::concat(&flat.iter().collect::<Vec<_>>(), 0)
+    }
+
+    /// The reverse of [`Tensor::flat`]: pieces in the shapes of `like`.
+    pub fn unflat(&self, like: &[&Tensor]) -> Vec<Tensor> {
+        let sizes: Vec<u32> = like.iter().map(|t| t.numel() as u32).collect();
+        self.split(&sizes, 0)
+            .iter()
+            .zip(like)
+            .map(|(piece, t)| piece.reshape_as(t))
+            .collect()
+    }
+}
+
+/// Matrices and tables.
+impl Tensor {
+    /// The unit matrix, f32 [n, n].
+    pub fn eye(n: u32) -> Tensor {
+        Tensor::arange_as(0.0, f64::from(n), 1.0, Dtype::I64).one_hot(n)
+    }
+
+    /// Classes (i64 [..]) as f32 [.., n]: 1 at the class, else 0.
+    pub fn one_hot(&self, n: u32) -> Tensor {
+        let classes = Tensor::arange_as(0.0, f64::from(n), 1.0, Dtype::I64);
+        self.expand_dims(-1).equal(&classes).astype(Dtype::F32)
+    }
+
+    /// bool [n, n], true on and below the diagonal.
+    pub fn tril_mask(n: u32) -> Tensor {
+        let places = Tensor::arange(0.0, f64::from(n), 1.0);
+        places.expand_dims(0).less_equal(&places.expand_dims(1))
+    }
+
+    /// [n] and [m] -> [n, m], all products.
+    pub fn outer(&self, other: &Tensor) -> Tensor {
+        self.expand_dims(1) * other.expand_dims(0)
+    }
+
+    /// x w^T + b: [.., in], weight [out, in], bias [out].
+    pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let y = self.matmul(&weight.t());
+        match bias {
+            Some(bias) => y + bias,
+            None => y,
+        }
+    }
+
+    /// Squared distances of all rows: [n, d] and [m, d] -> [n, m].
+    pub fn squared_distances(&self, other: &Tensor) -> Tensor {
+        let (a, b) = (self.square().sum_keepdims(&[1]), other.square().sum(&[1]));
+        (a + b - self.matmul(&other.t()) * 2.0).maximum(0.0)
+    }
+
+    /// a.b / (|a| |b|) along an axis.
+    pub fn cosine_similarity(&self, other: &Tensor, axis: i32) -> Tensor {
+        let norms = self.vector_norm(&[axis], 1e-16) * other.vector_norm(&[axis], 1e-16);
+        (self * other).sum(&[axis]) / norms
+    }
+}
+
+/// Activations.
+impl Tensor {
+    /// t sigmoid(t).
+    pub fn silu(&self) -> Tensor {
+        self * self.sigmoid()
+    }
+
+    /// t above 0, alpha (e^t - 1) below.
+    pub fn elu(&self, alpha: f64) -> Tensor {
+        self.relu() + self.minimum(0.0).expm1() * alpha
+    }
+
+    /// t above 0, slope t below.
+    pub fn leaky_relu(&self, slope: f64) -> Tensor {
+        self.relu() + self.minimum(0.0) * slope
+    }
+
+    /// t clipped to [-1, 1].
+    pub fn hardtanh(&self) -> Tensor {
+        self.clip(-1.0, 1.0)
+    }
+
+    /// log sigmoid(t), stable for both signs.
+    pub fn log_sigmoid(&self) -> Tensor {
+        -(-self).softplus()
+    }
+
+    /// t / sqrt(mean t^2 + eps) along an axis.
+    pub fn rms_norm(&self, axis: i32, eps: f64) -> Tensor {
+        self / (self.square().mean_keepdims(&[axis]) + eps).sqrt()
+    }
+
+    /// Each element 0 with probability `p`, else divided by 1 - p.
+    pub fn dropout(&self, p: f64, key: &[u64]) -> Tensor {
+        let kept = random::uniform(key, &self.shape())
+            .greater_equal(p)
+            .astype(self.dtype());
+        self * kept / (1.0 - p)
+    }
+}
+
+/// Losses, element by element; `per_sample` or `mean` follows.
+impl Tensor {
+    /// (t - target)^2.
+    pub fn mse(&self, target: &Tensor) -> Tensor {
+        (self - target).square()
+    }
+
+    /// |t - target|.
+    pub fn l1(&self, target: &Tensor) -> Tensor {
+        (self - target).abs()
+    }
+
+    /// Half the square up to `delta`, linear beyond (PyTorch's huber_loss).
+    pub fn huber(&self, target: &Tensor, delta: f64) -> Tensor {
+        let error = (self - target).abs();
+        let inner = error.minimum(delta);
+        inner.square() * 0.5 + (error - inner) * delta
+    }
+
+    /// -(y log sigmoid(t) + (1 - y) log(1 - sigmoid(t))) for targets y in [0, 1].
+    pub fn bce_with_logits(&self, target: &Tensor) -> Tensor {
+        self.softplus() - self * target
+    }
+
+    /// target (log target - t) for log-probabilities t and target probabilities; 0 where the target is 0.
+    pub fn kl_div(&self, target: &Tensor) -> Tensor {
+        let log_target = target.maximum(1e-37).log();
+        target * (log_target - self)
+    }
+}
+
+/// Segments, convolution and pooling.
+impl Tensor {
+    /// Sum of each segment of axis 0: `ids` (i64 [rows]) in [0, n) -> [n, ..].
+    pub fn segment_sum(&self, ids: &Tensor, n: u32) -> Tensor {
+        let mut shape = self.shape();
+        shape[0] = n;
+        Tensor::full(&shape, 0.0, self.dtype()).scatter_add(ids, self, 0)
+    }
+
+    /// Softmax within each segment of axis 0.
+    pub fn segment_softmax(&self, ids: &Tensor, n: u32) -> Tensor {
+        let shift = self.detach().segment_max(ids, n).take(ids, 0);
+        let e = (self - shift).exp();
+        let total = e.segment_sum(ids, n).take(ids, 0);
+        e / total
+    }
+
+    /// Cross-correlation along the last axis: [n, c, l] with a kernel [o, c / groups, k].
+    pub fn conv1d(
+        &self,
+        kernel: &Tensor,
+        stride: u32,
+        padding: u32,
+        dilation: u32,
+        groups: u32,
+    ) -> Tensor {
+        let (stride, padding, dilation) = ((1, stride), (0, padding), (1, dilation));
+        let options = Conv2d {
+            stride,
+            padding,
+            dilation,
+            groups,
+        };
+        self.expand_dims(2)
+            .conv2d(&kernel.expand_dims(2), options)
+            .squeeze(2)
+    }
+
+    /// Means of blocks of k x k that do not overlap: [n, c, h, w] -> [n, c, h / k, w / k]. k divides h and w.
+    pub fn average_pool2d(&self, k: u32) -> Tensor {
+        let dims = self.dims();
+        let k = k as i32;
+        self.reshape(&[dims[0], dims[1], dims[2] / k, k, dims[3] / k, k])
+            .mean(&[3, 5])
+    }
+
+    /// A class (i64) drawn from each row of logits [.., c].
+    pub fn categorical(&self, key: &[u64]) -> Tensor {
+        let u = random::uniform(key, &self.shape()).clip(1e-7, 1.0 - 1e-7);
+        (self - (-u.log()).log()).argmax(-1)
+    }
+}
+
+/// Masks by rank, with exact counts.
+impl Tensor {
+    /// A bool mask of the `keep` largest elements among those where `among` (bool, same shape) holds; ties by
+    /// lower index. Never more than `among` has.
     pub fn keep_largest(&self, among: &Tensor, keep: u64) -> Tensor {
         let flat = among.where_(self, f64::NEG_INFINITY).reshape(&[-1]);
         let (_, places) = flat.top_k(keep as u32, 0);
-        let zeros = Tensor::zeros(&flat.shape());
         let ones = Tensor::ones(&places.shape());
-        let shape: Vec<i32> = self.shape().iter().map(|&n| n as i32).collect();
-        zeros
-            .scatter_add(&places, &ones, 0)
-            .reshape(&shape)
-            .astype(Dtype::Bool)
+        let kept = Tensor::zeros(&flat.shape()).scatter_add(&places, &ones, 0);
+        kept.reshape_as(self).astype(Dtype::Bool).logical_and(among)
     }
 
-    /// Squared error of each row, averaged over the rest: [n, ..] -> [n]. The target may lack trailing axes of
-    /// size 1.
-    pub fn mse_rows(&self, target: &Tensor) -> Tensor {
-        let shape: Vec<i32> = self.shape().iter().map(|&n| n as i32).collect();
-        let rows = [shape.first().copied().unwrap_or(1), -1];
-        (self - target.reshape(&shape))
-            .square()
-            .reshape(&rows)
-            .mean(&[1])
+    /// As [`Tensor::keep_largest`], over several tensors together: the `keep` largest of all.
+    pub fn keep_largest_of_all(scores: &[Tensor], among: &[Tensor], keep: u64) -> Vec<Tensor> {
+        let (scores, among): (Vec<_>, Vec<_>) = (scores.iter().collect(), among.iter().collect());
+        let kept = Tensor::flat(&scores).keep_largest(&Tensor::flat(&among), keep);
+        kept.unflat(&scores)
     }
 }

@@ -53,7 +53,7 @@ impl From<f64> for Operand<'_> {
 }
 
 impl<'a> Operand<'a> {
-    fn raw(self) -> host::Operand<'a> {
+    pub(crate) fn raw(self) -> host::Operand<'a> {
         match self {
             Operand::Tensor(t) => host::Operand::Tensor(t.raw()),
             Operand::Scalar(x) => host::Operand::Scalar(x),

@@ -128,7 +128,9 @@ impl Trainer for Backprop {
     fn objective(&self, batch: &Batch) -> Tensor {
         let output = self.model.forward(batch.fields(), Mode::Train);
         match self.settings.loss {
-            Loss::Mse => output.mse_rows(batch.targets()),
+            Loss::Mse => output
+                .mse(&batch.targets().reshape_as(&output))
+                .per_sample(),
             Loss::Auto | Loss::CrossEntropy => output.cross_entropy(batch.targets()),
         }
     }
