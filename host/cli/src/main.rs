@@ -1,2 +1,19 @@
-//! The `espalier` command.
-fn main() {}
+//! The `espalier` command: words in, words out. Everything that computes is in `espalier-runtime`.
+
+mod args;
+mod output;
+mod plugin;
+mod run;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    match args.command {
+        args::Command::Run(args) => run::command(args),
+        args::Command::Plugin(args) => plugin::command(args),
+    }
+}

@@ -1,0 +1,129 @@
+//! What the command line accepts.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// What the process answers to its caller; `--help` says the same.
+pub mod exit {
+    /// Everything went well.
+    pub const OK: u8 = 0;
+    /// The run began and failed.
+    pub const FAILED: u8 = 1;
+    /// The input was wrong: arguments, run file, registry, data, component.
+    pub const WRONG_INPUT: u8 = 2;
+    /// Stopped by Ctrl-C or SIGTERM.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    it went well
+  1    the run began and failed
+  2    the input was wrong: arguments, run file, registry, data or component
+  130  stopped by Ctrl-C or SIGTERM; a run that had begun is checkpointed first";
+
+/// Compose trainers and pruners, each a WebAssembly component, into one run.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train, prune and measure as a run file says
+    Run(Run),
+    /// See which plugins there are and what each may do
+    #[command(after_help = EXIT_CODES)]
+    Plugin(Plugin),
+}
+
+/// Train, prune and measure as a run file says.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Run {
+    /// The run file (TOML)
+    pub file: PathBuf,
+    /// Say something over the run file, such as schedule.epochs=5 or model.layers.0.features=64
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_and_value)]
+    pub sets: Vec<(String, String)>,
+    /// Every random number of the run follows from this (over run.seed)
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Threads for arithmetic; results do not depend on it (over run.threads)
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Go on with a run that was stopped, from its last checkpoint
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
+    /// The run's folder, which must be new or empty [default: runs/NAME with a number]
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub out: Option<PathBuf>,
+    /// Write events to standard output, one JSON object a line; words for people go to standard error
+    #[arg(long)]
+    pub json: bool,
+    /// The registry [default: registry.toml in the run file's folder or above it]
+    #[arg(long, value_name = "FILE")]
+    pub registry: Option<PathBuf>,
+}
+
+/// See which plugins there are and what each may do.
+#[derive(Debug, clap::Args)]
+pub struct Plugin {
+    #[command(subcommand)]
+    pub command: PluginCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// The plugins of the registry
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+        /// The registry [default: registry.toml here or in a folder above]
+        #[arg(long, value_name = "FILE")]
+        registry: Option<PathBuf>,
+    },
+    /// What a plugin is: slot, version, options, capabilities, digest and size
+    Inspect {
+        /// A plugin's name in the registry, or a component file
+        #[arg(value_name = "NAME|FILE")]
+        plugin: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+        /// The registry [default: registry.toml here or in a folder above]
+        #[arg(long, value_name = "FILE")]
+        registry: Option<PathBuf>,
+    },
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => {
+            Ok((key.trim().to_string(), value.to_string()))
+        }
+        _ => Err("expected KEY=VALUE, such as schedule.epochs=5".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_value_may_hold_an_equals_sign_and_a_key_may_not_be_missing() {
+        assert_eq!(key_and_value("a.b=c=d"), Ok(("a.b".into(), "c=d".into())));
+        assert!(key_and_value("=1").is_err());
+        assert!(key_and_value("a").is_err());
+    }
+}

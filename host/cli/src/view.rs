@@ -1,0 +1,553 @@
+//! What a person sees of a run: the composition, live progress, and a closing table.
+//!
+//! On a terminal, progress is one line that is redrawn (standard error) and notable events scroll above it.
+//! Elsewhere there is one plain line for each evaluation and none for steps.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use espalier_runtime::events::{
+    BuildStage, Building, Composition, Event, Finished, Level, Observer, PluginCounters,
+};
+use espalier_runtime::options;
+use espalier_runtime::plan::Slot;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::output::{self, Stream};
+
+/// Characters of a line of the composition after its label.
+const WIDTH: usize = 96;
+
+/// How often the live line gets new words. The bar itself redraws at most 20 times a second.
+const REFRESH: Duration = Duration::from_millis(100);
+
+/// Observes a run for a person.
+pub struct View {
+    /// Where lines go that are worth keeping.
+    stream: Stream,
+    /// The live line, on a terminal only.
+    bar: Option<ProgressBar>,
+    /// True once the first step is about to begin: from here on a failure is the run's.
+    pub started: bool,
+    progress: Progress,
+    counters: Vec<PluginCounters>,
+    /// The last line that a build gave where there is no live line, to say each crate's plugin once.
+    building: String,
+}
+
+/// What the live line says.
+#[derive(Default)]
+struct Progress {
+    step: u64,
+    of: Option<u64>,
+    epoch: u64,
+    round: u64,
+    loss: Option<f64>,
+    /// Samples and seconds of the steps since the last refresh, and the smoothed rate.
+    samples: u64,
+    seconds: f64,
+    rate: f64,
+    sparsity: Option<f64>,
+    /// Last measurement of each split.
+    metrics: BTreeMap<String, BTreeMap<String, f64>>,
+    refreshed: Option<Instant>,
+}
+
+impl View {
+    /// A view whose lasting lines go to `stream`.
+    pub fn new(stream: Stream) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(spinner());
+            bar
+        });
+        View {
+            stream,
+            bar,
+            started: false,
+            progress: Progress::default(),
+            counters: Vec::new(),
+            building: String::new(),
+        }
+    }
+
+    /// Takes the live line away; nothing is drawn after this.
+    pub fn close(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// A line that stays, above the live one.
+    fn line(&self, text: &str) {
+        self.line_to(self.stream, text);
+    }
+
+    fn line_to(&self, stream: Stream, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| output::line(stream, text)),
+            None => output::line(stream, text),
+        }
+    }
+
+    fn building(&mut self, building: &Building) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(building.text.clone());
+            bar.tick();
+            if building.stage == BuildStage::InstallingTarget || building.stage == BuildStage::Done
+            {
+                self.line_to(Stream::Error, &building.text);
+            }
+            return;
+        }
+        // Without a live line every crate would be a line: the first one says that it may take a while.
+        let text = match building.stage {
+            BuildStage::Crate | BuildStage::Compiling => building
+                .text
+                .split(": ")
+                .next()
+                .unwrap_or(&building.text)
+                .to_string(),
+            BuildStage::InstallingTarget | BuildStage::Done => building.text.clone(),
+        };
+        if text != self.building {
+            output::line(Stream::Error, &text);
+            self.building = text;
+        }
+    }
+
+    fn start_bar(&self) {
+        if let Some(bar) = &self.bar {
+            bar.set_style(if self.progress.of.is_some() {
+                steps()
+            } else {
+                spinner()
+            });
+            bar.set_message("");
+            bar.reset_eta();
+        }
+    }
+
+    fn refresh(&mut self) {
+        let progress = &mut self.progress;
+        let now = Instant::now();
+        if progress
+            .refreshed
+            .is_some_and(|last| now.duration_since(last) < REFRESH)
+        {
+            return;
+        }
+        progress.refreshed = Some(now);
+        if progress.seconds > 0.0 {
+            let rate = progress.samples as f64 / progress.seconds;
+            progress.rate = if progress.rate > 0.0 {
+                0.8 * progress.rate + 0.2 * rate
+            } else {
+                rate
+            };
+            (progress.samples, progress.seconds) = (0, 0.0);
+        }
+        if let Some(bar) = &self.bar {
+            if let Some(of) = progress.of {
+                bar.set_length(of);
+            }
+            bar.set_position(progress.step);
+            bar.set_message(progress.words());
+        }
+    }
+
+    fn step(&mut self, step: u64, of: Option<u64>, epoch: u64, round: u64) {
+        let progress = &mut self.progress;
+        (progress.step, progress.of, progress.epoch, progress.round) = (step, of, epoch, round);
+        self.refresh();
+    }
+
+    fn evaluated(&mut self, split: &str, epoch: u64, metrics: &BTreeMap<String, f64>) {
+        self.progress
+            .metrics
+            .insert(split.to_string(), metrics.clone());
+        if self.bar.is_none() {
+            let mut words = vec![];
+            if self.progress.round > 0 {
+                words.push(format!("round {}", self.progress.round));
+            }
+            words.push(format!("epoch {epoch}"));
+            words.push(match self.progress.of {
+                Some(of) => format!("step {}/{of}", self.progress.step),
+                None => format!("step {}", self.progress.step),
+            });
+            words.extend(
+                metrics.iter().map(|(name, value)| {
+                    format!("{split} {name} {}", output::metric(name, *value))
+                }),
+            );
+            words.extend(
+                self.progress
+                    .sparsity
+                    .map(|sparsity| format!("sparsity {}", output::metric("sparsity", sparsity))),
+            );
+            words.extend(self.progress.speed());
+            self.line(&words.join("  "));
+        }
+    }
+
+    fn composition(&self, composition: &Composition) {
+        for line in composition_lines(composition) {
+            self.line(&line);
+        }
+    }
+
+    fn finished(&mut self, finished: &Finished) {
+        self.close();
+        for line in closing_lines(finished, &self.counters) {
+            output::line(self.stream, line);
+        }
+    }
+}
+
+impl Progress {
+    fn words(&self) -> String {
+        let mut words = Vec::new();
+        words.push(match self.round {
+            0 => format!("epoch {}", self.epoch + 1),
+            round => format!("round {round} epoch {}", self.epoch + 1),
+        });
+        words.extend(
+            self.loss
+                .map(|loss| format!("loss {}", output::metric("loss", loss))),
+        );
+        let split = ["validation", "test", "train"]
+            .into_iter()
+            .find_map(|split| Some((split, self.metrics.get(split)?)));
+        if let Some((split, metrics)) = split {
+            let accuracy = metrics.get("accuracy").map(|value| ("accuracy", value));
+            let shown = accuracy.or(metrics.get("loss").map(|value| ("loss", value)));
+            words.extend(
+                shown.map(|(name, value)| {
+                    format!("{split} {name} {}", output::metric(name, *value))
+                }),
+            );
+        }
+        words.extend(
+            self.sparsity
+                .map(|sparsity| format!("sparsity {}", output::metric("sparsity", sparsity))),
+        );
+        words.extend(self.speed());
+        words.join(" · ")
+    }
+
+    fn speed(&self) -> Option<String> {
+        (self.rate > 0.0)
+            .then(|| format!("{} samples/s", output::grouped(self.rate.round() as u64)))
+    }
+}
+
+impl Observer for View {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Building(building) => self.building(building),
+            Event::Composition(composition) => self.composition(composition),
+            Event::Started { step, of, .. } => {
+                self.started = true;
+                self.progress.of = *of;
+                self.start_bar();
+                if *step > 0 {
+                    self.line(&format!("going on from step {step}"));
+                }
+            }
+            Event::Step {
+                step,
+                of,
+                epoch,
+                round,
+                loss,
+                samples,
+                seconds,
+            } => {
+                self.progress.loss = *loss;
+                self.progress.samples += samples;
+                self.progress.seconds += seconds;
+                self.step(*step, *of, *epoch, *round);
+            }
+            Event::Evaluated {
+                split,
+                epoch,
+                metrics,
+                ..
+            } => self.evaluated(split, *epoch, metrics),
+            Event::Log {
+                plugin,
+                level,
+                text,
+                ..
+            } if *level != Level::Debug => {
+                let stream = if *level >= Level::Warning {
+                    Stream::Error
+                } else {
+                    self.stream
+                };
+                let mark = match level {
+                    Level::Debug | Level::Info => "",
+                    Level::Warning => "warning: ",
+                    Level::Error => "error: ",
+                };
+                for line in text.lines() {
+                    self.line_to(stream, &format!("{plugin}: {mark}{line}"));
+                }
+            }
+            Event::Pruned { sparsity, .. } => self.progress.sparsity = Some(*sparsity),
+            Event::Rewound {
+                plugin,
+                tag,
+                step,
+                round,
+            } => {
+                self.line(&format!(
+                    "{plugin}: back to `{tag}` after step {step}, round {round} begins"
+                ));
+            }
+            Event::Warning { text, help } => {
+                self.line_to(Stream::Error, &format!("warning: {text}"));
+                if let Some(help) = help {
+                    self.line_to(Stream::Error, &format!("  help  {help}"));
+                }
+            }
+            Event::Counters { plugins } => self.counters = plugins.clone(),
+            Event::Finished(finished) => self.finished(finished),
+            Event::Interrupted { run, step } => {
+                self.close();
+                let run = run.display();
+                output::line(
+                    self.stream,
+                    format!("stopped after step {step}; go on with --resume {run}"),
+                );
+            }
+            Event::Failed { .. } => self.close(),
+            Event::Log { .. } | Event::PluginMetric { .. } | Event::Checkpoint { .. } => {}
+        }
+    }
+}
+
+fn steps() -> ProgressStyle {
+    // The template is fixed, so a fault in it shows in the first run; the plain style is good enough then.
+    ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━╸─")
+}
+
+fn spinner() -> ProgressStyle {
+    ProgressStyle::with_template("{spinner} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+fn composition_lines(run: &Composition) -> Vec<String> {
+    let threads = if run.threads == 1 {
+        "1 thread".to_string()
+    } else {
+        format!("{} threads", run.threads)
+    };
+    let mut data = format!("{} {:?}", run.data.source, run.data.shape);
+    if let Some(classes) = run.data.classes {
+        data.push_str(&format!(", {classes} classes"));
+    }
+    let splits = [
+        ("train", run.data.train),
+        ("validation", run.data.validation),
+        ("test", run.data.test),
+    ];
+    let splits = splits.iter().filter(|(_, count)| *count > 0);
+    let splits: Vec<String> = splits
+        .map(|(name, count)| format!("{} {name}", output::grouped(*count as u64)))
+        .collect();
+    let parameters = output::grouped(run.model.parameters);
+    let prunable = output::grouped(run.model.prunable);
+
+    let mut rows: Vec<(String, String)> = vec![
+        ("data".into(), format!("{data}: {}", splits.join(", "))),
+        ("model".into(), run.model.text.clone()),
+        (
+            String::new(),
+            format!("{parameters} parameters, {prunable} of them prunable"),
+        ),
+        ("schedule".into(), run.schedule.clone()),
+    ];
+    let several = run
+        .plugins
+        .iter()
+        .filter(|plugin| plugin.slot == Slot::Pruner)
+        .count()
+        > 1;
+    let mut order = 0;
+    for plugin in &run.plugins {
+        let mut label = plugin.slot.to_string();
+        if several && plugin.slot == Slot::Pruner {
+            order += 1;
+            label = format!("{label} {order}");
+        }
+        let digest = plugin.sha256.get(..12).unwrap_or(&plugin.sha256);
+        let size = output::bytes(plugin.size);
+        rows.push((
+            label,
+            format!(
+                "{} {}, sha256 {digest}, {size}",
+                plugin.name, plugin.version
+            ),
+        ));
+        let option = |(name, value): &(String, _)| format!("{name} = {}", options::show(value));
+        let options: Vec<String> = plugin.options.iter().map(option).collect();
+        if !options.is_empty() {
+            rows.push((String::new(), options.join(", ")));
+        }
+    }
+    let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
+    let mut lines = vec![format!("{}  seed {}, {threads}", run.name, run.seed)];
+    for (label, text) in rows {
+        for (number, part) in output::wrap(&text, WIDTH).into_iter().enumerate() {
+            let label = if number == 0 { label.as_str() } else { "" };
+            lines.push(format!("  {label:width$}  {part}"));
+        }
+    }
+    lines
+}
+
+fn closing_lines(finished: &Finished, counters: &[PluginCounters]) -> Vec<String> {
+    let steps = output::grouped(finished.steps);
+    let mut lines = vec![format!(
+        "finished  {steps} steps in {}",
+        output::seconds(finished.seconds)
+    )];
+    let metric = |(name, value): (&String, &f64)| vec![name.clone(), output::metric(name, *value)];
+    let metrics: Vec<Vec<String>> = finished.metrics.iter().map(metric).collect();
+    lines.push(output::table(&metrics, &[1]));
+    if !counters.is_empty() {
+        let head = [
+            "plugin",
+            "calls",
+            "in plugin",
+            "in host",
+            "peak tensors",
+            "peak handles",
+            "restarts",
+        ];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        rows.extend(counters.iter().map(|plugin| {
+            vec![
+                plugin.name.clone(),
+                output::grouped(plugin.calls.values().sum()),
+                output::seconds(plugin.guest_seconds),
+                output::seconds(plugin.host_seconds),
+                output::bytes(plugin.peak_tensor_bytes),
+                output::grouped(plugin.peak_handles),
+                plugin.restarts.to_string(),
+            ]
+        }));
+        if counters.iter().all(|plugin| plugin.restarts == 0) {
+            rows.iter_mut().for_each(|row| row.truncate(6));
+        }
+        lines.push(String::new());
+        lines.push(output::table(&rows, &[1, 2, 3, 4, 5, 6]));
+    }
+    lines.push(String::new());
+    lines.push(format!("  {}", finished.run.display()));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use espalier_runtime::events::{ComposedData, ComposedModel, ComposedPlugin};
+    use espalier_runtime::plan::OptionValue;
+
+    use super::*;
+
+    #[test]
+    fn the_composition_says_what_fills_each_slot() {
+        let plugin = |slot, name: &str, options: &[(&str, OptionValue)]| ComposedPlugin {
+            slot,
+            name: name.into(),
+            version: "0.1.0".into(),
+            sha256: "0123456789abcdef".repeat(4),
+            size: 70_000,
+            options: options
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.clone()))
+                .collect(),
+        };
+        let composition = Composition {
+            name: "digits".into(),
+            seed: 7,
+            threads: 2,
+            data: ComposedData {
+                source: "digits".into(),
+                shape: vec![1, 8, 8],
+                classes: Some(10),
+                train: 1347,
+                validation: 0,
+                test: 450,
+            },
+            model: ComposedModel {
+                text: "linear 10".into(),
+                layers: 1,
+                parameters: 650,
+                prunable: 640,
+            },
+            plugins: vec![
+                plugin(
+                    Slot::Trainer,
+                    "backprop",
+                    &[("lr", OptionValue::Float(0.1))],
+                ),
+                plugin(Slot::Pruner, "a", &[]),
+                plugin(Slot::Pruner, "b", &[]),
+            ],
+            schedule: "40 epochs of 21 steps".into(),
+        };
+        let want = "digits  seed 7, 2 threads
+  data      digits [1, 8, 8], 10 classes: 1,347 train, 450 test
+  model     linear 10
+            650 parameters, 640 of them prunable
+  schedule  40 epochs of 21 steps
+  trainer   backprop 0.1.0, sha256 0123456789ab, 68.4 KiB
+            lr = 0.1
+  pruner 1  a 0.1.0, sha256 0123456789ab, 68.4 KiB
+  pruner 2  b 0.1.0, sha256 0123456789ab, 68.4 KiB";
+        assert_eq!(composition_lines(&composition).join("\n"), want);
+    }
+
+    #[test]
+    fn the_closing_table_shows_metrics_and_what_each_plugin_cost() {
+        let metrics = [
+            ("sparsity", 0.9),
+            ("test/accuracy", 0.9711),
+            ("test/loss", 0.1043),
+        ];
+        let finished = Finished {
+            run: "runs/digits".into(),
+            seconds: 6.31,
+            steps: 1120,
+            metrics: metrics
+                .map(|(name, value)| (name.to_string(), value))
+                .into(),
+        };
+        let counters = [PluginCounters {
+            slot: Slot::Trainer,
+            name: "backprop".into(),
+            calls: [("predict".to_string(), 40), ("step".to_string(), 1120)].into(),
+            guest_seconds: 0.31,
+            host_seconds: 5.0,
+            peak_tensor_bytes: 3 << 20,
+            peak_handles: 120,
+            restarts: 0,
+        }];
+        let want = "finished  1,120 steps in 6.3 s
+  sparsity       90.00 %
+  test/accuracy  97.11 %
+  test/loss       0.1043
+
+  plugin    calls  in plugin  in host  peak tensors  peak handles
+  backprop  1,160     310 ms    5.0 s       3.0 MiB           120
+
+  runs/digits";
+        assert_eq!(closing_lines(&finished, &counters).join("\n"), want);
+    }
+}
