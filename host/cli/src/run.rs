@@ -116,7 +116,9 @@ fn listen_for_signals(cancel: Arc<AtomicBool>, started: Arc<AtomicBool>) {
             .build();
         let Ok(runtime) = runtime else { return };
         runtime.block_on(async {
-            let Ok(mut signals) = Signals::new() else { return };
+            let Ok(mut signals) = Signals::new() else {
+                return;
+            };
             while signals.next().await.is_some() {
                 if cancel.swap(true, Ordering::Relaxed) || !started.load(Ordering::Relaxed) {
                     std::process::exit(exit::INTERRUPTED.into());
@@ -143,15 +145,26 @@ struct Signals {
 impl Signals {
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        Ok(Signals { interrupt, terminate })
+        let (interrupt, terminate) = (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        );
+        Ok(Signals {
+            interrupt,
+            terminate,
+        })
     }
 
     async fn next(&mut self) -> Option<()> {
         // Whichever comes first, polled by hand: tokio's `select!` would need its macros.
         std::future::poll_fn(|context| {
-            let ready = self.interrupt.poll_recv(context).is_ready() || self.terminate.poll_recv(context).is_ready();
-            if ready { std::task::Poll::Ready(Some(())) } else { std::task::Poll::Pending }
+            let ready = self.interrupt.poll_recv(context).is_ready()
+                || self.terminate.poll_recv(context).is_ready();
+            if ready {
+                std::task::Poll::Ready(Some(()))
+            } else {
+                std::task::Poll::Pending
+            }
         })
         .await
     }
