@@ -1,13 +1,20 @@
 //! The operations, one family a file. Each stands with its shape rule, its kernel and its gradient rule.
 
+pub(crate) mod conv;
 mod create;
 mod elementwise;
 mod index;
 mod matmul;
+mod norm;
+pub(crate) mod pool;
 mod reduce;
+mod replay;
+pub(crate) mod rows;
 mod shape;
+mod softmax;
 mod sort;
 
+pub use conv::conv2d;
 pub use create::{arange, astype};
 pub use elementwise::{
     abs, acos, add, cos, divide, equal, exp, expm1, gelu, less, log, maximum, minimum, multiply,
@@ -15,8 +22,10 @@ pub use elementwise::{
 };
 pub use index::{scatter_add, segment_max, take, take_along_axis};
 pub use matmul::matmul;
+pub use norm::{batch_norm, layer_norm};
 pub use reduce::{argmax, cumulative_sum, max, sum};
 pub use shape::{broadcast_to, concat, permute_dims, reshape, slice};
+pub use softmax::{cross_entropy, log_softmax, softmax};
 pub use sort::{argsort, top_k};
 
 pub(crate) use reduce::fit_shape;

@@ -1,0 +1,368 @@
+//! Vector code for the processor at hand, and the few functions that a vectoriser cannot take from libm.
+//!
+//! [`simd_fn!`] compiles one generic body three times (baseline, AVX2, AVX-512) and picks at run time.
+//! No multiplication is ever fused with an addition here, so that the three give the same bits: what a
+//! run computes does not depend on the machine's vector width.
+
+use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
+
+/// The floating-point numbers that kernels are written for: `f32` and `f64`.
+pub(crate) trait Real:
+    Copy
+    + Send
+    + Sync
+    + Default
+    + PartialOrd
+    + std::fmt::Debug
+    + 'static
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + SubAssign
+    + MulAssign
+    + DivAssign
+{
+    const ZERO: Self;
+    const ONE: Self;
+    const NEG_INFINITY: Self;
+
+    /// The nearest value of this type.
+    fn of(value: f64) -> Self;
+    fn to_f64(self) -> f64;
+    /// The square root, correctly rounded.
+    fn root(self) -> Self;
+    /// e^x to within 2 units in the last place; exact at 0 and the infinities, NaN for NaN. Vectorises.
+    fn fast_exp(self) -> Self;
+    /// tanh to within 3 units in the last place; NaN for NaN. Vectorises.
+    fn fast_tanh(self) -> Self;
+    /// The natural logarithm.
+    fn log(self) -> Self;
+
+    /// 1 / (1 + e^-x). Vectorises.
+    #[inline(always)]
+    fn fast_sigmoid(self) -> Self {
+        Self::ONE / (Self::ONE + (-self).fast_exp())
+    }
+
+    /// The larger of the two; `self` where the two are equal, NaN where either is NaN.
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        #[allow(clippy::eq_op)]
+        if self >= other || self != self {
+            self
+        } else {
+            other
+        }
+    }
+}
+
+impl Real for f32 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+    const NEG_INFINITY: Self = f32::NEG_INFINITY;
+
+    #[inline(always)]
+    fn of(value: f64) -> Self {
+        value as f32
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn root(self) -> Self {
+        self.sqrt()
+    }
+    // Cephes `expf`: x = n ln 2 + r, a polynomial in r, scaled by 2^n in two steps so that results
+    // below the normal range are reached without a branch.
+    #[inline(always)]
+    fn fast_exp(self) -> Self {
+        const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+        let x = if self > 89.0 { 89.0 } else { self };
+        let x = if x < -104.0 { -104.0 } else { x };
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+        let mut p = 1.987_569_1e-4;
+        p = p * r + 1.398_199_9e-3;
+        p = p * r + 8.333_452e-3;
+        p = p * r + 4.166_579_6e-2;
+        p = p * r + 1.666_666_5e-1;
+        p = p * r + 0.5;
+        let y = p * (r * r) + r + 1.0;
+        let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        let half = n >> 1;
+        let low = f32::from_bits((half.wrapping_add(127) as u32) << 23);
+        let high = f32::from_bits((n.wrapping_sub(half).wrapping_add(127) as u32) << 23);
+        y * low * high
+    }
+    // Cephes `tanhf`.
+    #[inline(always)]
+    fn fast_tanh(self) -> Self {
+        let z = self * self;
+        let mut p = -5.704_988_7e-3;
+        p = p * z + 2.063_908_9e-2;
+        p = p * z - 5.373_971_6e-2;
+        p = p * z + 1.333_144_2e-1;
+        p = p * z - 3.333_328e-1;
+        let small = p * z * self + self;
+        let a = self.abs();
+        let large = (1.0 - 2.0 / ((a + a).fast_exp() + 1.0)).copysign(self);
+        if a < 0.625 { small } else { large }
+    }
+    #[inline(always)]
+    fn log(self) -> Self {
+        self.ln()
+    }
+}
+
+impl Real for f64 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+    const NEG_INFINITY: Self = f64::NEG_INFINITY;
+
+    #[inline(always)]
+    fn of(value: f64) -> Self {
+        value
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn root(self) -> Self {
+        self.sqrt()
+    }
+    // Cephes `exp`: as for f32, with a rational function of r.
+    #[inline(always)]
+    fn fast_exp(self) -> Self {
+        const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
+        let x = if self > 710.0 { 710.0 } else { self };
+        let x = if x < -746.0 { -746.0 } else { x };
+        let shifted = x * std::f64::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        let r = x - n * 6.931_457_519_531_25e-1 - n * 1.428_606_820_309_417_2e-6;
+        let z = r * r;
+        let p = r * ((1.261_771_930_748_105_8e-4 * z + 3.029_944_077_074_419_5e-2) * z + 1.0);
+        let q = ((3.001_985_051_386_644_7e-6 * z + 2.524_483_403_496_841e-3) * z
+            + 2.272_655_482_081_550_3e-1)
+            * z
+            + 2.0;
+        let y = 1.0 + 2.0 * (p / (q - p));
+        let n = (shifted.to_bits() as i64).wrapping_sub(ROUND.to_bits() as i64);
+        let half = n >> 1;
+        let low = f64::from_bits((half.wrapping_add(1023) as u64) << 52);
+        let high = f64::from_bits((n.wrapping_sub(half).wrapping_add(1023) as u64) << 52);
+        y * low * high
+    }
+    // Cephes `tanh`.
+    #[inline(always)]
+    fn fast_tanh(self) -> Self {
+        let z = self * self;
+        let p = (-9.643_991_794_250_523e-1 * z - 9.928_772_310_019_185e1) * z
+            - 1.614_687_684_417_084_5e3;
+        let q = ((z + 1.128_116_784_916_329_3e2) * z + 2.235_488_390_601_004_4e3) * z
+            + 4.844_063_053_251_255e3;
+        let small = self + self * z * (p / q);
+        let a = self.abs();
+        let large = (1.0 - 2.0 / ((a + a).fast_exp() + 1.0)).copysign(self);
+        if a < 0.625 { small } else { large }
+    }
+    #[inline(always)]
+    fn log(self) -> Self {
+        self.ln()
+    }
+}
+
+/// Which of the three compiled bodies this processor runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Baseline,
+}
+
+/// The widest body that this processor can run (the standard library caches the detection).
+#[inline(always)]
+pub(crate) fn level() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512dq")
+            && std::arch::is_x86_feature_detected!("avx512vl")
+        {
+            return Level::Avx512;
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            return Level::Avx2;
+        }
+    }
+    Level::Baseline
+}
+
+/// Defines a function generic over [`Real`] whose body is compiled for each vector width.
+macro_rules! simd_fn {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$t:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(unsafe_code, clippy::too_many_arguments)]
+        $vis fn $name<$t: $crate::lanes::Real>($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body<$t: $crate::lanes::Real>($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512<$t: $crate::lanes::Real>($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2<$t: $crate::lanes::Real>($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+            match $crate::lanes::level() {
+                // SAFETY: `level` has just seen that this processor has the features asked for.
+                #[cfg(target_arch = "x86_64")]
+                $crate::lanes::Level::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::lanes::Level::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::lanes::Level::Baseline => body($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use simd_fn;
+
+/// Lanes of the fixed-order reductions: sixteen running results that are folded at the end, so that
+/// the order of additions is the same on every machine.
+pub(crate) const LANES: usize = 16;
+
+/// Folds lane results pairwise, in a fixed order.
+#[inline(always)]
+pub(crate) fn fold<T: Copy>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The sum of `f` over `0..n`, sixteen lanes wide; `n` elements at most are asked for.
+#[inline(always)]
+pub(crate) fn sum_by<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let whole = n / LANES * LANES;
+    let mut base = 0;
+    while base < whole {
+        for (lane, acc) in lanes.iter_mut().enumerate() {
+            *acc += f(base + lane);
+        }
+        base += LANES;
+    }
+    for i in whole..n {
+        lanes[i - whole] += f(i);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// The largest element, NaN if any is NaN, -inf if there is none.
+#[inline(always)]
+pub(crate) fn max_of<T: Real>(x: &[T]) -> T {
+    let mut lanes = [T::NEG_INFINITY; LANES];
+    let mut chunks = x.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (acc, &v) in lanes.iter_mut().zip(chunk) {
+            *acc = acc.larger(v);
+        }
+    }
+    for (acc, &v) in lanes.iter_mut().zip(chunks.remainder()) {
+        *acc = acc.larger(v);
+    }
+    fold(lanes, |a, b| a.larger(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ulps32(a: f32, b: f32) -> i64 {
+        (i64::from(a.to_bits() as i32) - i64::from(b.to_bits() as i32)).abs()
+    }
+
+    #[test]
+    fn exp_is_within_two_ulps_of_libm() {
+        for i in -8700..8800 {
+            let x = i as f32 * 0.01 + 0.003;
+            assert!(
+                ulps32(x.fast_exp(), f64::from(x).exp() as f32) <= 2,
+                "f32 exp({x})"
+            );
+        }
+        for i in -7000..7000 {
+            let x = f64::from(i) * 0.1 + 0.0037;
+            let (got, want) = (x.fast_exp(), x.exp());
+            assert!(
+                ((got - want) / want).abs() < 5e-16,
+                "f64 exp({x}): {got} {want}"
+            );
+        }
+    }
+
+    #[test]
+    fn exp_meets_the_special_values() {
+        assert_eq!(0f32.fast_exp(), 1.0);
+        assert_eq!(f32::INFINITY.fast_exp(), f32::INFINITY);
+        assert_eq!(f32::NEG_INFINITY.fast_exp(), 0.0);
+        assert!(f32::NAN.fast_exp().is_nan());
+        assert_eq!(0f64.fast_exp(), 1.0);
+        assert_eq!(f64::INFINITY.fast_exp(), f64::INFINITY);
+        assert_eq!(f64::NEG_INFINITY.fast_exp(), 0.0);
+        assert!(f64::NAN.fast_exp().is_nan());
+        assert_eq!(1000f64.fast_exp(), f64::INFINITY);
+        assert!(
+            (-100f32).fast_exp() > 0.0,
+            "results below the normal range are kept"
+        );
+    }
+
+    #[test]
+    fn tanh_agrees_with_libm() {
+        for i in -2000..2000 {
+            let x = f64::from(i) * 0.01 + 0.0013;
+            assert!(
+                ((x.fast_tanh() - x.tanh()) / x.tanh()).abs() < 5e-16,
+                "f64 tanh({x})"
+            );
+            let (got, want) = ((x as f32).fast_tanh(), f64::from(x as f32).tanh() as f32);
+            assert!(ulps32(got, want) <= 3, "f32 tanh({x}): {got} {want}");
+        }
+        assert!(f32::NAN.fast_tanh().is_nan() && f64::NAN.fast_tanh().is_nan());
+        assert_eq!(f64::INFINITY.fast_tanh(), 1.0);
+        assert_eq!(f32::NEG_INFINITY.fast_tanh(), -1.0);
+    }
+
+    #[test]
+    fn the_largest_of_nothing_is_minus_infinity_and_nan_wins() {
+        assert_eq!(max_of::<f32>(&[]), f32::NEG_INFINITY);
+        assert_eq!(max_of(&[1.0, 3.0, 2.0]), 3.0);
+        let mut long = vec![0.0; 40];
+        long[33] = f32::NAN;
+        assert!(max_of(&long).is_nan());
+    }
+
+    #[test]
+    fn lane_sums_cover_every_element() {
+        for n in 0..70 {
+            let sum: f64 = sum_by(n, |i| i as f64);
+            assert_eq!(sum, (n * n.saturating_sub(1) / 2) as f64);
+        }
+    }
+}

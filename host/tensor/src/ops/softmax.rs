@@ -1,0 +1,385 @@
+//! Softmax, its logarithm, and cross-entropy.
+
+use crate::autograd::{self, record, record_keeping_output};
+use crate::dtype::{DType, with_float};
+use crate::error::{Error, Result};
+use crate::lanes::{Real, max_of, simd_fn, sum_by};
+use crate::ops;
+use crate::ops::replay::replay;
+use crate::ops::rows::{axis_back, axis_last, axis_of, one_float_type, rows_per_block};
+use crate::tensor::Tensor;
+use crate::threads::for_blocks;
+
+/// What an exponential costs beside a plain operation, for deciding whether to split work.
+const EXP_COST: usize = 8;
+
+/// e^t divided by its sum along `axis`; shape and element type of `t`. A row of -inf gives NaN.
+///
+/// # Errors
+/// [`Error::Axis`], [`Error::DType`] for integers and truth values, [`Error::Budget`].
+pub fn softmax(t: &Tensor, axis: isize) -> Result<Tensor> {
+    normalised("softmax", t, axis, false)
+}
+
+/// ln softmax(t) along `axis`, with the row's largest element subtracted first.
+///
+/// # Errors
+/// As [`softmax`].
+pub fn log_softmax(t: &Tensor, axis: isize) -> Result<Tensor> {
+    normalised("log_softmax", t, axis, true)
+}
+
+fn normalised(op: &'static str, t: &Tensor, axis: isize, log: bool) -> Result<Tensor> {
+    one_float_type(op, &[t])?;
+    let axis = axis_of(op, t, axis)?;
+    let source = axis_last(op, t, axis)?;
+    let length = t.shape()[axis];
+    let out = with_float!(op, t.dtype(), T => {
+        let x = source.data::<T>()?;
+        Tensor::build::<T>(op, source.shape(), |y| {
+            let total = y.len().saturating_mul(EXP_COST);
+            for_blocks(y, rows_per_block(length) * length, total, |first, y| {
+                let x = &x[first..first + y.len()];
+                if log { log_softmax_rows(x, length, y) } else { softmax_rows(x, length, y) }
+            });
+        })
+    })?;
+    let out = axis_back(out, axis)?;
+    Ok(record_keeping_output(op, out, &[t], move |flow| {
+        let (y, g) = (flow.output()?, &flow.grad);
+        let at = axis as isize;
+        if autograd::grad_enabled() {
+            // softmax: y (g - sum(g y)); its logarithm: g - e^y sum(g).
+            let gradient = if log {
+                ops::subtract(
+                    g,
+                    &ops::multiply(&ops::exp(y)?, &ops::sum(g, &[at], true)?)?,
+                )?
+            } else {
+                let gy = ops::multiply(g, y)?;
+                ops::subtract(&gy, &ops::multiply(y, &ops::sum(&gy, &[at], true)?)?)?
+            };
+            return Ok(vec![Some(gradient)]);
+        }
+        let (y, g) = (axis_last(op, y, axis)?, axis_last(op, g, axis)?);
+        let gradient = with_float!(op, y.dtype(), T => {
+            let (y, g) = (y.data::<T>()?, g.data::<T>()?);
+            Tensor::build::<T>(op, source_shape(&flow.grad, axis).as_slice(), |dx| {
+                let total = dx.len().saturating_mul(if log { EXP_COST } else { 2 });
+                for_blocks(dx, rows_per_block(length) * length, total, |first, dx| {
+                    let range = first..first + dx.len();
+                    let (y, g) = (&y[range.clone()], &g[range]);
+                    if log { log_softmax_rows_back(y, g, length, dx) } else { softmax_rows_back(y, g, length, dx) }
+                });
+            })
+        })?;
+        Ok(vec![Some(axis_back(gradient, axis)?)])
+    }))
+}
+
+/// The shape of `t` with `axis` moved to the end.
+fn source_shape(t: &Tensor, axis: usize) -> Vec<usize> {
+    let mut shape = t.shape().to_vec();
+    let size = shape.remove(axis);
+    shape.push(size);
+    shape
+}
+
+simd_fn! {
+    fn softmax_rows<T>(x: &[T], length: usize, y: &mut [T]) {
+        for (x, y) in x.chunks_exact(length).zip(y.chunks_exact_mut(length)) {
+            softmax_row(x, y);
+        }
+    }
+}
+
+/// One row; shared with attention.
+#[inline(always)]
+pub(crate) fn softmax_row<T: Real>(x: &[T], y: &mut [T]) {
+    let max = max_of(x);
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = (x - max).fast_exp();
+    }
+    let scale = T::ONE / sum_by(y.len(), |i| y[i]);
+    for y in y.iter_mut() {
+        *y *= scale;
+    }
+}
+
+simd_fn! {
+    fn softmax_rows_back<T>(y: &[T], g: &[T], length: usize, dx: &mut [T]) {
+        for ((y, g), dx) in y.chunks_exact(length).zip(g.chunks_exact(length)).zip(dx.chunks_exact_mut(length)) {
+            let dot = sum_by(length, |i| y[i] * g[i]);
+            for ((dx, &y), &g) in dx.iter_mut().zip(y).zip(g) {
+                *dx = y * (g - dot);
+            }
+        }
+    }
+}
+
+/// The largest element and the logarithm of the sum of e^(x - largest).
+#[inline(always)]
+fn log_sum_exp<T: Real>(x: &[T]) -> (T, T) {
+    let max = max_of(x);
+    (max, sum_by(x.len(), |i| (x[i] - max).fast_exp()).log())
+}
+
+simd_fn! {
+    fn log_softmax_rows<T>(x: &[T], length: usize, y: &mut [T]) {
+        for (x, y) in x.chunks_exact(length).zip(y.chunks_exact_mut(length)) {
+            let (max, log) = log_sum_exp(x);
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = (x - max) - log;
+            }
+        }
+    }
+}
+
+simd_fn! {
+    fn log_softmax_rows_back<T>(y: &[T], g: &[T], length: usize, dx: &mut [T]) {
+        for ((y, g), dx) in y.chunks_exact(length).zip(g.chunks_exact(length)).zip(dx.chunks_exact_mut(length)) {
+            let sum = sum_by(length, |i| g[i]);
+            for ((dx, &y), &g) in dx.iter_mut().zip(y).zip(g) {
+                *dx = g - y.fast_exp() * sum;
+            }
+        }
+    }
+}
+
+/// One loss per row of `logits[.., classes]`: -sum(p ln softmax(logits)), unreduced, shape `[..]`.
+///
+/// `target` is either class numbers, i64 of shape `[..]`, or a distribution p of the logits' shape and
+/// element type (which may be tracked too).
+///
+/// # Errors
+/// [`Error::Shape`] where the shapes do not fit or there are no classes, [`Error::Index`] for a class number
+/// outside `0..classes`, [`Error::DType`], [`Error::Budget`].
+pub fn cross_entropy(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
+    const OP: &str = "cross_entropy";
+    one_float_type(OP, &[logits])?;
+    let Some((&classes, rows)) = logits.shape().split_last() else {
+        return Err(Error::shape(
+            OP,
+            "logits need a last axis of classes",
+            &[logits.shape()],
+        ));
+    };
+    if classes == 0 {
+        return Err(Error::shape(
+            OP,
+            "there must be at least one class",
+            &[logits.shape()],
+        ));
+    }
+    if target.dtype() == DType::I64 {
+        if target.shape() != rows {
+            let expected = "class numbers have the logits' shape without its last axis";
+            return Err(Error::shape(
+                OP,
+                expected,
+                &[logits.shape(), target.shape()],
+            ));
+        }
+        return against_classes(OP, logits, target, classes);
+    }
+    one_float_type(OP, &[logits, target])?;
+    if target.shape() != logits.shape() {
+        let expected = "a target distribution has the logits' shape (class numbers are i64)";
+        return Err(Error::shape(
+            OP,
+            expected,
+            &[logits.shape(), target.shape()],
+        ));
+    }
+    against_distribution(OP, logits, target, classes)
+}
+
+fn against_classes(
+    op: &'static str,
+    logits: &Tensor,
+    target: &Tensor,
+    classes: usize,
+) -> Result<Tensor> {
+    let target = target.dense(op)?;
+    let outside = |&&t: &&i64| t < 0 || t as u64 >= classes as u64;
+    if let Some(&index) = target.data::<i64>()?.iter().find(outside) {
+        return Err(Error::Index {
+            op,
+            index,
+            size: classes,
+        });
+    }
+    let dense = logits.dense(op)?;
+    let (loss, normaliser) = with_float!(op, logits.dtype(), T => {
+        let (x, t) = (dense.data::<T>()?, target.data::<i64>()?);
+        let normaliser = normalisers::<T>(op, x, classes, target.shape())?;
+        let z = normaliser.data::<T>()?;
+        let loss = Tensor::build::<T>(op, target.shape(), |loss| {
+            for (row, ((loss, &z), &t)) in loss.iter_mut().zip(z).zip(t).enumerate() {
+                *loss = z - x[row * classes + t as usize];
+            }
+        })?;
+        (loss, normaliser)
+    });
+    let kept = logits.clone();
+    Ok(record(op, loss, &[logits], move |flow| {
+        if autograd::grad_enabled() {
+            let chosen = with_float!(op, kept.dtype(), T => {
+                let t = target.data::<i64>()?;
+                Tensor::build::<T>(op, kept.shape(), |out| {
+                    for (row, &t) in out.chunks_exact_mut(classes).zip(t) {
+                        row[t as usize] = T::ONE;
+                    }
+                })?
+            });
+            let difference = ops::subtract(&softmax(&kept, -1)?, &chosen)?;
+            let g = ops::reshape(&flow.grad, &column(target.shape()))?;
+            return Ok(vec![Some(ops::multiply(&difference, &g)?)]);
+        }
+        let g = flow.grad.dense(op)?;
+        let gradient = with_float!(op, kept.dtype(), T => {
+            let (x, z, g) = (dense.data::<T>()?, normaliser.data::<T>()?, g.data::<T>()?);
+            let t = target.data::<i64>()?;
+            Tensor::build::<T>(op, kept.shape(), |dx| {
+                let total = dx.len().saturating_mul(EXP_COST);
+                for_blocks(dx, rows_per_block(classes) * classes, total, |first, dx| {
+                    let rows = first / classes..(first + dx.len()) / classes;
+                    probabilities(&x[first..first + dx.len()], &z[rows.clone()], &g[rows.clone()], classes, dx);
+                    for (row, dx) in rows.zip(dx.chunks_exact_mut(classes)) {
+                        dx[t[row] as usize] -= g[row];
+                    }
+                });
+            })
+        })?;
+        Ok(vec![Some(gradient)])
+    }))
+}
+
+/// The shape with a last axis of one.
+fn column(shape: &[usize]) -> Vec<i64> {
+    let mut shape = ops::rows::signed(shape);
+    shape.push(1);
+    shape
+}
+
+fn against_distribution(
+    op: &'static str,
+    logits: &Tensor,
+    target: &Tensor,
+    classes: usize,
+) -> Result<Tensor> {
+    let (dense, p) = (logits.dense(op)?, target.dense(op)?);
+    let rows = &logits.shape()[..logits.rank() - 1];
+    let (loss, normaliser) = with_float!(op, logits.dtype(), T => {
+        let (x, p) = (dense.data::<T>()?, p.data::<T>()?);
+        let normaliser = normalisers::<T>(op, x, classes, rows)?;
+        let z = normaliser.data::<T>()?;
+        let loss = Tensor::build::<T>(op, rows, |loss| {
+            for_blocks(loss, rows_per_block(classes), x.len(), |first, loss| {
+                let range = first * classes..(first + loss.len()) * classes;
+                expected_loss(&x[range.clone()], &p[range], &z[first..], classes, loss);
+            });
+        })?;
+        (loss, normaliser)
+    });
+    let (kept, kept_target) = (logits.clone(), target.clone());
+    Ok(record(op, loss, &[logits, target], move |flow| {
+        if autograd::grad_enabled() {
+            return replay(flow, &[&kept, &kept_target], |t| {
+                let product = ops::multiply(&t[1], &ops::log_softmax(&t[0], -1)?)?;
+                ops::subtract(0.0, &ops::sum(&product, &[-1], false)?)
+            });
+        }
+        let g = flow.grad.dense(op)?;
+        with_float!(op, kept.dtype(), T => {
+            let (x, p, z) = (dense.data::<T>()?, p.data::<T>()?, normaliser.data::<T>()?);
+            let g = g.data::<T>()?;
+            let each = |work: fn(&[T], &[T], &[T], &[T], usize, &mut [T])| {
+                Tensor::build::<T>(op, kept.shape(), |out| {
+                    let total = out.len().saturating_mul(EXP_COST);
+                    for_blocks(out, rows_per_block(classes) * classes, total, |first, out| {
+                        let range = first..first + out.len();
+                        let rows = first / classes..(first + out.len()) / classes;
+                        work(&x[range.clone()], &p[range], &z[rows.clone()], &g[rows], classes, out);
+                    });
+                })
+            };
+            let dx = if flow.needs(0) { Some(each(logits_gradient::<T>)?) } else { None };
+            let dp = if flow.needs(1) { Some(each(target_gradient::<T>)?) } else { None };
+            Ok(vec![dx, dp])
+        })
+    }))
+}
+
+/// ln(sum(e^x)) of each row.
+fn normalisers<T: Real + crate::dtype::Element>(
+    op: &'static str,
+    x: &[T],
+    classes: usize,
+    shape: &[usize],
+) -> Result<Tensor> {
+    Tensor::build::<T>(op, shape, |out| {
+        let total = x.len().saturating_mul(EXP_COST);
+        for_blocks(out, rows_per_block(classes), total, |first, out| {
+            log_sums(
+                &x[first * classes..(first + out.len()) * classes],
+                classes,
+                out,
+            );
+        });
+    })
+}
+
+simd_fn! {
+    fn log_sums<T>(x: &[T], classes: usize, out: &mut [T]) {
+        for (x, out) in x.chunks_exact(classes).zip(out) {
+            let (max, log) = log_sum_exp(x);
+            *out = max + log;
+        }
+    }
+}
+
+simd_fn! {
+    /// g softmax(x), row by row, from the rows' normalisers.
+    fn probabilities<T>(x: &[T], z: &[T], g: &[T], classes: usize, out: &mut [T]) {
+        for (row, (x, out)) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)).enumerate() {
+            let (z, g) = (z[row], g[row]);
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = g * (x - z).fast_exp();
+            }
+        }
+    }
+}
+
+simd_fn! {
+    fn expected_loss<T>(x: &[T], p: &[T], z: &[T], classes: usize, out: &mut [T]) {
+        for (((x, p), &z), out) in x.chunks_exact(classes).zip(p.chunks_exact(classes)).zip(z).zip(out) {
+            *out = sum_by(classes, |i| p[i] * (z - x[i]));
+        }
+    }
+}
+
+simd_fn! {
+    fn logits_gradient<T>(x: &[T], p: &[T], z: &[T], g: &[T], classes: usize, out: &mut [T]) {
+        for (row, ((x, p), out)) in
+            x.chunks_exact(classes).zip(p.chunks_exact(classes)).zip(out.chunks_exact_mut(classes)).enumerate()
+        {
+            let (z, g) = (z[row], g[row]);
+            let mass = sum_by(classes, |i| p[i]);
+            for ((out, &x), &p) in out.iter_mut().zip(x).zip(p) {
+                *out = g * ((x - z).fast_exp() * mass - p);
+            }
+        }
+    }
+}
+
+simd_fn! {
+    fn target_gradient<T>(x: &[T], _p: &[T], z: &[T], g: &[T], classes: usize, out: &mut [T]) {
+        for (row, (x, out)) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)).enumerate() {
+            let (z, g) = (z[row], g[row]);
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = g * (z - x);
+            }
+        }
+    }
+}

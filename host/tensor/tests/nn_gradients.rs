@@ -1,0 +1,262 @@
+#![allow(clippy::unwrap_used)]
+//! First and second derivatives of the layer operations against central differences, in f64.
+
+use espalier_tensor::autograd::grad;
+use espalier_tensor::random::{Key, normal};
+use espalier_tensor::{DType, Result, Tensor, nn, ops};
+
+/// The function under test.
+type F<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+fn random(words: &[u64], shape: &[usize]) -> Tensor {
+    normal(&Key::new(words), shape, DType::F64).unwrap()
+}
+
+/// The same numbers at strided places: every second element of a larger block.
+fn with_gaps(t: &Tensor) -> Tensor {
+    if t.rank() == 0 {
+        return t.clone();
+    }
+    let mut shape: Vec<i64> = t.shape().iter().map(|&s| s as i64).collect();
+    shape.push(1);
+    let column = ops::reshape(t, &shape).unwrap();
+    let pair = ops::concat(&[&column, &column], -1).unwrap();
+    shape.pop();
+    let view = ops::slice(&pair, -1, 1, 2).unwrap();
+    let last = t.rank();
+    // Dropping the axis of size one by selecting it keeps the stride of two.
+    let view = ops::permute_dims(&view, &(0..=last).collect::<Vec<_>>()).unwrap();
+    ops::reshape(&view, &shape).unwrap()
+}
+
+fn inner(a: &Tensor, b: &Tensor) -> f64 {
+    a.to_list()
+        .unwrap()
+        .iter()
+        .zip(b.to_list().unwrap())
+        .map(|(x, y)| x * y)
+        .sum()
+}
+
+fn moved(t: &Tensor, at: usize, by: f64) -> Tensor {
+    let mut values = t.to_list().unwrap();
+    values[at] += by;
+    Tensor::from_f64s(&values, t.shape(), DType::F64).unwrap()
+}
+
+fn near(name: &str, what: &str, got: &[f64], want: &[f64], scale: f64) {
+    assert_eq!(got.len(), want.len(), "{name}: {what}");
+    for (i, (a, b)) in got.iter().zip(want).enumerate() {
+        assert!(
+            (a - b).abs() <= 2e-6 * (scale + b.abs()),
+            "{name}: {what}, element {i}: {a} and {b}"
+        );
+    }
+}
+
+/// sum_i <v_i, d<u, f(x)> / d x_i>, with the fused first-order rules.
+fn slope(f: F, x: &[Tensor], u: &Tensor, v: &[Tensor]) -> f64 {
+    let leaves: Vec<Tensor> = x.iter().map(Tensor::with_requires_grad).collect();
+    let y = f(&leaves).unwrap();
+    let inputs: Vec<&Tensor> = leaves.iter().collect();
+    let g = grad(&[&y], &[Some(u)], &inputs, false, false).unwrap();
+    g.iter().zip(v).map(|(g, v)| inner(g, v)).sum()
+}
+
+/// Checks d<u, f(x)>/dx element by element, then the derivative of its product with random v by x and u.
+fn check(name: &str, shapes: &[&[usize]], f: F) {
+    let x: Vec<Tensor> = shapes
+        .iter()
+        .enumerate()
+        .map(|(i, s)| random(&[name.len() as u64, i as u64], s))
+        .collect();
+    check_at(name, x, f);
+}
+
+fn check_at(name: &str, x: Vec<Tensor>, f: F) {
+    const H: f64 = 1e-5;
+    for gaps in [false, true] {
+        let x: Vec<Tensor> = x
+            .iter()
+            .map(|t| if gaps { with_gaps(t) } else { t.clone() })
+            .collect();
+        let leaves: Vec<Tensor> = x.iter().map(Tensor::with_requires_grad).collect();
+        let y = f(&leaves).unwrap();
+        let u = random(&[7, 7], y.shape()).with_requires_grad();
+        let u = if gaps {
+            with_gaps(&u.detach()).with_requires_grad()
+        } else {
+            u
+        };
+        let inputs: Vec<&Tensor> = leaves.iter().collect();
+
+        let fused = grad(&[&y], &[Some(&u)], &inputs, false, true).unwrap();
+        let tracked = grad(&[&y], &[Some(&u)], &inputs, true, true).unwrap();
+        for (i, t) in x.iter().enumerate() {
+            let name = format!("{name}, gaps {gaps}, input {i}");
+            assert_eq!(fused[i].shape(), t.shape(), "{name}");
+            let want: Vec<f64> = (0..t.numel())
+                .map(|at| {
+                    let value = |by: f64| {
+                        let mut x = x.clone();
+                        x[i] = moved(t, at, by);
+                        inner(&f(&x).unwrap(), &u)
+                    };
+                    (value(H) - value(-H)) / (2.0 * H)
+                })
+                .collect();
+            near(
+                &name,
+                "first derivative",
+                &fused[i].to_list().unwrap(),
+                &want,
+                10.0,
+            );
+            near(
+                &name,
+                "first derivative under create_graph",
+                &tracked[i].to_list().unwrap(),
+                &want,
+                10.0,
+            );
+        }
+
+        let v: Vec<Tensor> = x
+            .iter()
+            .enumerate()
+            .map(|(i, t)| random(&[9, i as u64], t.shape()))
+            .collect();
+        let mut seconds: Vec<&Tensor> = inputs.clone();
+        seconds.push(&u);
+        let outputs: Vec<&Tensor> = tracked.iter().collect();
+        let cotangents: Vec<Option<&Tensor>> = v.iter().map(Some).collect();
+        let second = grad(&outputs, &cotangents, &seconds, false, false).unwrap();
+        for (i, got) in second.iter().enumerate() {
+            let base = if i < x.len() { &x[i] } else { &u.detach() };
+            let want: Vec<f64> = (0..base.numel())
+                .map(|at| {
+                    let value = |by: f64| {
+                        let mut x = x.clone();
+                        let mut u = u.detach();
+                        match x.get_mut(i) {
+                            Some(x) => *x = moved(base, at, by),
+                            None => u = moved(base, at, by),
+                        }
+                        slope(f, &x, &u, &v)
+                    };
+                    (value(H) - value(-H)) / (2.0 * H)
+                })
+                .collect();
+            let name = format!("{name}, gaps {gaps}, by {i}");
+            near(
+                &name,
+                "second derivative",
+                &got.to_list().unwrap(),
+                &want,
+                30.0,
+            );
+        }
+    }
+}
+
+#[test]
+fn conv2d_and_its_gradients() {
+    check("conv2d", &[&[2, 2, 4, 5], &[3, 2, 2, 3]], &|x| {
+        ops::conv2d(&x[0], &x[1], (1, 1), (0, 0), (1, 1), 1)
+    });
+    check("conv2d strided", &[&[1, 4, 5, 4], &[4, 2, 2, 2]], &|x| {
+        ops::conv2d(&x[0], &x[1], (2, 1), (1, 2), (1, 2), 2)
+    });
+    check("conv2d pixels", &[&[2, 3, 2, 2], &[2, 3, 1, 1]], &|x| {
+        ops::conv2d(&x[0], &x[1], (1, 1), (0, 0), (1, 1), 1)
+    });
+    check(
+        "conv2d with bias",
+        &[&[2, 2, 3, 3], &[2, 2, 2, 2], &[2]],
+        &|x| nn::conv2d(&x[0], &x[1], Some(&x[2]), (1, 1), (1, 1), (1, 1), 1),
+    );
+}
+
+#[test]
+fn pooling() {
+    check("max_pool2d", &[&[2, 2, 4, 5]], &|x| {
+        nn::max_pool2d(&x[0], (2, 2), (2, 2), (0, 0))
+    });
+    check("max_pool2d overlapping", &[&[1, 2, 5, 4]], &|x| {
+        nn::max_pool2d(&x[0], (3, 2), (1, 2), (1, 1))
+    });
+    check("avg_pool2d", &[&[2, 2, 4, 5]], &|x| {
+        nn::avg_pool2d(&x[0], (2, 3), (2, 1), (1, 1))
+    });
+}
+
+#[test]
+fn norms() {
+    let eps = 1e-3;
+    check("batch_norm", &[&[3, 2, 2, 2], &[2], &[2]], &|x| {
+        Ok(ops::batch_norm(&x[0], Some(&x[1]), Some(&x[2]), None, eps)?.0)
+    });
+    check("batch_norm of rows", &[&[5, 3], &[3]], &|x| {
+        Ok(ops::batch_norm(&x[0], None, Some(&x[1]), None, eps)?.0)
+    });
+    check("batch_norm's mean", &[&[3, 2, 2]], &|x| {
+        Ok(ops::batch_norm(&x[0], None, None, None, eps)?.1)
+    });
+    check("batch_norm's variance", &[&[3, 2, 2]], &|x| {
+        Ok(ops::batch_norm(&x[0], None, None, None, eps)?.2)
+    });
+    check(
+        "batch_norm with another batch's statistics",
+        &[&[3, 2, 2], &[4, 2, 2], &[2]],
+        &|x| {
+            let (_, mean, variance) = ops::batch_norm(&x[1], None, None, None, eps)?;
+            Ok(ops::batch_norm(&x[0], Some(&x[2]), None, Some((&mean, &variance)), eps)?.0)
+        },
+    );
+    check("layer_norm", &[&[2, 3, 4], &[4], &[4]], &|x| {
+        ops::layer_norm(&x[0], &[-1], Some(&x[1]), Some(&x[2]), eps)
+    });
+    check(
+        "layer_norm over leading axes",
+        &[&[2, 3, 4], &[2, 3]],
+        &|x| ops::layer_norm(&x[0], &[1, 0], None, Some(&x[1]), eps),
+    );
+}
+
+#[test]
+fn softmax_and_cross_entropy() {
+    check("softmax", &[&[3, 4]], &|x| ops::softmax(&x[0], -1));
+    check("softmax in the middle", &[&[2, 3, 2]], &|x| {
+        ops::softmax(&x[0], 1)
+    });
+    check("log_softmax", &[&[3, 4]], &|x| ops::log_softmax(&x[0], 1));
+    check("log_softmax in front", &[&[3, 4]], &|x| {
+        ops::log_softmax(&x[0], 0)
+    });
+    let classes = Tensor::from_vec(vec![2i64, 0, 1, 1, 2, 0], &[2, 3]).unwrap();
+    check("cross_entropy against classes", &[&[2, 3, 3]], &|x| {
+        ops::cross_entropy(&x[0], &classes)
+    });
+    check("cross_entropy against numbers", &[&[4, 3], &[4, 3]], &|x| {
+        ops::cross_entropy(&x[0], &x[1])
+    });
+}
+
+#[test]
+fn layers() {
+    check("linear", &[&[3, 4], &[2, 4], &[2]], &|x| {
+        nn::linear(&x[0], &x[1], Some(&x[2]))
+    });
+    check("linear on three axes", &[&[2, 3, 4], &[2, 4]], &|x| {
+        nn::linear(&x[0], &x[1], None)
+    });
+    check("linear on one axis", &[&[4], &[2, 4], &[2]], &|x| {
+        nn::linear(&x[0], &x[1], Some(&x[2]))
+    });
+    let key = Key::new(&[3]);
+    check("dropout", &[&[4, 5]], &|x| nn::dropout(&x[0], 0.4, &key));
+    check("elu", &[&[4, 5]], &|x| nn::elu(&x[0], 0.7));
+    check("silu", &[&[4, 5]], &|x| nn::silu(&x[0]));
+    check("group_sort", &[&[3, 6]], &|x| nn::group_sort(&x[0], 3));
+    check("hardtanh", &[&[4, 5]], &|x| nn::hardtanh(&x[0], -0.5, 0.8));
+}
