@@ -25,6 +25,7 @@ pub mod model;
 pub mod nn;
 pub mod options;
 pub mod parameters;
+pub mod prune;
 pub mod random;
 pub mod run;
 pub mod schedule;

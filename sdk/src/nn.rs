@@ -485,8 +485,13 @@ impl Tensor {
         kept.reshape_as(self).astype(Dtype::Bool).logical_and(among)
     }
 
-    /// As [`Tensor::keep_largest`], over several tensors together: the `keep` largest of all.
+    /// As [`Tensor::keep_largest`], over several tensors together: the `keep` largest of all. The largest of
+    /// each tensor goes first, so that none is emptied while `keep` allows it.
     pub fn keep_largest_of_all(scores: &[Tensor], among: &[Tensor], keep: u64) -> Vec<Tensor> {
+        let first = |(score, among): (&Tensor, &Tensor)| {
+            score.keep_largest(among, 1).where_(f64::INFINITY, score)
+        };
+        let scores: Vec<Tensor> = scores.iter().zip(among).map(first).collect();
         let (scores, among): (Vec<_>, Vec<_>) = (scores.iter().collect(), among.iter().collect());
         let kept = Tensor::flat(&scores).keep_largest(&Tensor::flat(&among), keep);
         kept.unflat(&scores)
