@@ -107,6 +107,19 @@ impl Diagnostic {
         self
     }
 
+    /// Says why a file could not be read or written, in plain words where there are some.
+    pub fn because_io(self, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match error.kind() {
+            ErrorKind::NotFound => self.found("no such file or folder"),
+            ErrorKind::IsADirectory => self.found("a folder"),
+            ErrorKind::NotADirectory => self.found("a file where a folder should be"),
+            ErrorKind::PermissionDenied => self.found("no permission"),
+            ErrorKind::StorageFull => self.found("no space left"),
+            _ => self.because(error),
+        }
+    }
+
     /// Says the next thing to do.
     pub fn help(mut self, text: impl Into<String>) -> Self {
         self.help = Some(text.into());

@@ -70,13 +70,8 @@ impl Document {
     /// Reads and parses a file; `what` says what kind of file it is ("run file", "registry").
     pub fn load(file: &Path, what: &str) -> Result<Self, Diagnostic> {
         let bytes = std::fs::read(file).map_err(|error| {
-            let failed =
-                Diagnostic::new(format!("cannot read the {what}")).at(file.display().to_string());
-            match error.kind() {
-                std::io::ErrorKind::NotFound => failed.found("no such file"),
-                std::io::ErrorKind::IsADirectory => failed.found("a folder"),
-                _ => failed.because(&error),
-            }
+            let failed = Diagnostic::new(format!("cannot read the {what}"));
+            failed.at(file.display().to_string()).because_io(&error)
         })?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let good = error.utf8_error().valid_up_to();
@@ -427,10 +422,21 @@ impl<'r, 'd> Fields<'r, 'd> {
     /// The field; its absence is an error with this help.
     pub fn require(&self, key: &str, help: &str) -> Option<Field<'r, 'd>> {
         let field = self.get(key);
-        if field.is_none() {
+        if field.is_none() && !self.misspelt(key) {
             self.error(Diagnostic::new(self.missing(key)).help(help));
         }
         field
+    }
+
+    /// True if an unknown key is most likely meant to be this one: then that is the error, and not that this
+    /// one is missing.
+    pub fn misspelt(&self, key: &str) -> bool {
+        let unknown = |typed: &&String| !self.known.contains(&typed.as_str());
+        let known = || self.known.iter().copied();
+        self.table
+            .keys()
+            .filter(unknown)
+            .any(|typed| nearest(typed, known()) == Some(key))
     }
 
     fn missing(&self, key: &str) -> String {
@@ -477,6 +483,13 @@ impl<'r, 'd> Field<'r, 'd> {
         None
     }
 
+    /// Notes that the text does not have the form it should have.
+    pub fn malformed<T>(&self, expected: &str) -> Option<T> {
+        let error = Diagnostic::new(format!("`{}` is malformed", self.key()));
+        self.error(error.expected(expected).found(self.item.value.describe()));
+        None
+    }
+
     /// Notes that the value is of the right type and cannot be used.
     pub fn refuse<T>(&self, expected: &str) -> Option<T> {
         let error = Diagnostic::new(format!("`{}` is out of range", self.key()));
@@ -487,7 +500,7 @@ impl<'r, 'd> Field<'r, 'd> {
     /// Text.
     pub fn text(&self) -> Option<&'d str> {
         match &self.item.value {
-            Value::Text(text) if text.is_empty() => self.refuse("a text that is not empty"),
+            Value::Text(text) if text.is_empty() => self.malformed("a text that is not empty"),
             Value::Text(text) => Some(text),
             _ => self.mistyped("text in quotes"),
         }

@@ -76,11 +76,11 @@ struct Package {
 
 impl Package {
     fn find(name: &str, folder: &Path) -> Result<Self, Diagnostic> {
-        let unusable = |error: &dyn std::error::Error| {
+        let unusable = |error: &std::io::Error| {
             Diagnostic::new(format!("the source of plugin `{name}` is not there"))
                 .at(folder.display().to_string())
                 .expected("a folder with a Cargo.toml")
-                .because(error)
+                .because_io(error)
         };
         let folder = folder.canonicalize().map_err(|error| unusable(&error))?;
         let manifest = folder.join("Cargo.toml");

@@ -169,7 +169,8 @@ impl Registry {
                     entry.slot,
                     self.file.display(),
                     entry.line
-                )));
+                ))
+                .help(format!("name it under [{}]", entry.slot)));
         }
         let track = |version: &str| {
             version
@@ -264,7 +265,7 @@ impl Registry {
                     "cannot read the component that cargo built for `{name}`"
                 ))
                 .at(built.file.display().to_string())
-                .because(&error)
+                .because_io(&error)
             })?;
             let sha256 = sha256_hex(&bytes);
             files.insert(
@@ -303,7 +304,7 @@ impl Registry {
             ))
             .at(place.clone())
             .detail("file", file.display().to_string())
-            .because(&error)
+            .because_io(&error)
         })?;
         let found = sha256_hex(&bytes);
         if found != sha256 {
@@ -407,7 +408,7 @@ fn entry(item: &Field<'_, '_>, base: &Path) -> Option<Entry> {
             if name.chars().all(plain) {
                 Some(name.to_string())
             } else {
-                field.refuse("lower-case letters, digits and -")
+                field.malformed("lower-case letters, digits and -")
             }
         });
     let version = fields
@@ -417,7 +418,7 @@ fn entry(item: &Field<'_, '_>, base: &Path) -> Option<Entry> {
             if is_version(version) {
                 Some(version.to_string())
             } else {
-                field.refuse("MAJOR.MINOR.PATCH, such as \"0.1.0\"")
+                field.malformed("MAJOR.MINOR.PATCH, such as \"0.1.0\"")
             }
         });
     let slot = fields.require("slot", "add slot = \"trainer\" or another slot");
@@ -433,7 +434,7 @@ fn entry(item: &Field<'_, '_>, base: &Path) -> Option<Entry> {
             if numbers && (2..=3).contains(&parts.len()) {
                 Some(interface.to_string())
             } else {
-                field.refuse("MAJOR.MINOR, such as \"0.1\"")
+                field.malformed("MAJOR.MINOR, such as \"0.1\"")
             }
         });
     let summary = text("summary", "add summary = \"what it does in one line\"");
@@ -472,7 +473,7 @@ fn source_of(field: &Field<'_, '_>, base: &Path) -> Option<Source> {
         if hex {
             Some(text)
         } else {
-            field.refuse("64 hexadecimal digits")
+            field.malformed("64 hexadecimal digits")
         }
     });
     match (fields.get("path"), fields.get("file"), digest) {

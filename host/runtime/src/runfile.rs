@@ -206,7 +206,7 @@ fn run_name(field: &Field<'_, '_>) -> Option<String> {
     let name = field.text()?;
     let plain = |c: char| c.is_alphanumeric() || "-_.+ ".contains(c);
     if name.starts_with('.') || !name.chars().all(plain) {
-        return field.refuse("letters, digits, spaces and - _ . +, not beginning with a dot");
+        return field.malformed("letters, digits, spaces and - _ . +, not beginning with a dot");
     }
     Some(name.to_string())
 }
@@ -467,6 +467,7 @@ fn schedule(field: &Field<'_, '_>, default_loss: Loss) -> Option<SchedulePlan> {
             );
             None
         }
+        (None, None) if fields.misspelt("epochs") || fields.misspelt("steps") => None,
         (None, None) => {
             fields.error(
                 Diagnostic::new("[schedule] does not say how long to train")
