@@ -15,6 +15,7 @@ extern crate self as espalier_sdk;
 pub mod bindings;
 
 pub mod autograd;
+pub mod blocks;
 pub mod data;
 mod export;
 #[doc(hidden)]

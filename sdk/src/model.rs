@@ -64,44 +64,51 @@ impl Prediction {
 /// let hidden = model.forward_range(0..2, batch.inputs(), Mode::Eval);
 /// # }
 /// ```
-pub struct Model(host::Model);
+pub struct Model {
+    raw: host::Model,
+    count: u32,
+}
 
 impl Model {
+    fn from_raw(raw: host::Model) -> Model {
+        let count = host::layers(&raw).len() as u32;
+        Model { raw, count }
+    }
+
     /// The run's model.
     pub fn main() -> Model {
-        Model(host::main())
+        Model::from_raw(host::main())
     }
 
     /// A fresh model of this plugin's, for inputs like the run's own. Built again under the same name (after a
     /// resume) it is the one that is there.
     pub fn build(name: &str, layers: &[LayerSpec], key: &[u64]) -> Model {
-        Model(host::build(name, None, layers, key))
+        Model::from_raw(host::build(name, None, layers, key))
     }
 
     /// A copy of values, buffers and masks under a name, of this plugin's.
     pub fn copy(&self, name: &str) -> Model {
-        Model(host::clone(&self.0, name))
+        Model::from_raw(host::clone(&self.raw, name))
     }
 
     /// From the end of this step on the run's model is this one. Trainers only.
     pub fn adopt(&self) {
-        model_adopt::adopt(&self.0);
+        model_adopt::adopt(&self.raw);
     }
 
     /// Its layers, in order.
     pub fn layers(&self) -> Vec<LayerInfo> {
-        host::layers(&self.0)
+        host::layers(&self.raw)
     }
 
     /// Its parameters.
     pub fn parameters(&self) -> ParameterSet {
-        ParameterSet::from_raw(host::parameters(&self.0))
+        ParameterSet::from_raw(host::parameters(&self.raw))
     }
 
     /// The whole model on the fields of a batch.
     pub fn forward(&self, fields: &[(String, Tensor)], mode: Mode) -> Tensor {
-        let all = 0..self.layers().len() as u32;
-        let mut pass = self.pass(all, mode);
+        let mut pass = self.pass(0..self.count, mode);
         for (name, tensor) in fields {
             pass = pass.input(name, tensor);
         }
@@ -178,7 +185,7 @@ impl<'a> Pass<'a> {
         let range = (self.range.start, self.range.end);
         let (inputs, overrides) = (raw(&self.inputs), raw(&self.overrides));
         let result = host::forward(
-            &self.model.0,
+            &self.model.raw,
             range,
             &inputs,
             self.mode,

@@ -116,7 +116,7 @@ impl Trainer for Backprop {
         let batch = self.stream.next_endless();
         let set = ParameterSet::main();
         let values = set.values(&self.names);
-        let loss = self.objective(&batch).mean(&[]);
+        let loss = self.losses(&batch, Mode::Train).mean(&[]);
         let mut grads = grad(&loss, &values.iter().collect::<Vec<_>>());
         if self.settings.clip_grad_norm > 0.0 {
             grads = clip_grad_norm(&grads, self.settings.clip_grad_norm).0;
@@ -126,13 +126,7 @@ impl Trainer for Backprop {
     }
 
     fn objective(&self, batch: &Batch) -> Tensor {
-        let output = self.model.forward(batch.fields(), Mode::Train);
-        match self.settings.loss {
-            Loss::Mse => output
-                .mse(&batch.targets().reshape_as(&output))
-                .per_sample(),
-            Loss::Auto | Loss::CrossEntropy => output.cross_entropy(batch.targets()),
-        }
+        self.losses(batch, Mode::TrainFrozenStats)
     }
 
     fn predict(&self, batch: &Batch) -> Prediction {
@@ -174,6 +168,16 @@ impl Trainer for Backprop {
 }
 
 impl Backprop {
+    fn losses(&self, batch: &Batch, mode: Mode) -> Tensor {
+        let output = self.model.forward(batch.fields(), mode);
+        match self.settings.loss {
+            Loss::Mse => output
+                .mse(&batch.targets().reshape_as(&output))
+                .per_sample(),
+            Loss::Auto | Loss::CrossEntropy => output.cross_entropy(batch.targets()),
+        }
+    }
+
     fn update(&self, set: &ParameterSet, grads: &[Tensor], step: u64) {
         let Settings {
             momentum,
