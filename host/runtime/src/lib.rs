@@ -1,8 +1,12 @@
 //! Loads, limits and schedules plugins; owns parameters, data, runs and the registry. Knows no terminal.
+pub mod checkpoint;
+pub mod data;
 pub mod diagnostic;
 mod document;
 pub mod events;
+pub mod model;
 pub mod options;
+pub mod parameters;
 pub mod plan;
 pub mod plugin_build;
 pub mod registry;

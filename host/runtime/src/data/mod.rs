@@ -1,0 +1,521 @@
+//! Data sets: reads a source, splits it, scales it, and keeps each split as whole tensors.
+//!
+//! Every split has the field `inputs` (f32 [count, ...], or i64 where an NPY source holds whole numbers)
+//! and the field `targets` (i64 [count] for classes, f32 [count, k] for values). A split depends on the
+//! plan's `split_seed` alone, not on the run's seed; inside a split the samples stand in the order of the
+//! source, so that a series stays a series. Batches are made in [`stream`].
+
+mod csv_file;
+mod digits;
+mod idx;
+mod npy;
+pub mod stream;
+
+use std::path::{Path, PathBuf};
+
+use espalier_tensor::random::{self, Key};
+use espalier_tensor::{DType, Tensor};
+
+use crate::plan::{DataPlan, DataSource, Normalize};
+
+pub use stream::{Batch, Order, Position, StreamId, Streams};
+
+/// Result of reading or batching data.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can be wrong with data.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be opened or read.
+    #[error("cannot read `{}`: {source}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// IDX files are not there.
+    #[error(
+        "folder `{}` has no {}; expected `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, \
+         `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, each plain or with `.gz`. Fashion-MNIST in \
+         this form: `apt-get install dataset-fashion-mnist` puts it at /usr/share/datasets/fashion-mnist",
+        .folder.display(), list(.missing)
+    )]
+    IdxMissing {
+        /// The folder.
+        folder: PathBuf,
+        /// The names that were not found.
+        missing: Vec<String>,
+    },
+    /// A file is not what its name or place says.
+    #[error("`{}`: {problem}", .path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was expected, what was found, what to do.
+        problem: String,
+    },
+    /// One field of a text file is wrong.
+    #[error("`{}` line {line}, column `{column}`: {problem}", .path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// Line, counted from 1.
+        line: u64,
+        /// Name of the column in the header.
+        column: String,
+        /// What was expected, what was found, what to do.
+        problem: String,
+    },
+    /// The plan asks for something the source cannot give.
+    #[error("[data] {field}: {problem}")]
+    Plan {
+        /// Field of the run file's data section.
+        field: &'static str,
+        /// What was expected, what was found, what to do.
+        problem: String,
+    },
+    /// No split has that name.
+    #[error("no split is named `{name}`; the data set has {}", list(.known))]
+    UnknownSplit {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+    /// No field of the split has that name.
+    #[error("split `{split}` has no field `{name}`; it has {}", list(.known))]
+    UnknownField {
+        /// The split.
+        split: String,
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+    /// A split cannot be added.
+    #[error("add-split `{name}`: {problem}")]
+    AddSplit {
+        /// The split's name.
+        name: String,
+        /// What was expected, what was found, what to do.
+        problem: String,
+    },
+    /// A stream's arguments are wrong.
+    #[error("batches of split `{split}`: {problem}")]
+    Stream {
+        /// The split.
+        split: String,
+        /// What was expected, what was found, what to do.
+        problem: String,
+    },
+    /// The tensor engine refused.
+    #[error("{doing}: {source}")]
+    Tensor {
+        /// What was being done.
+        doing: String,
+        /// The engine's own words.
+        source: espalier_tensor::Error,
+    },
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        "none".into()
+    } else {
+        format!("`{}`", names.join("`, `"))
+    }
+}
+
+/// The known name nearest to a mistyped one, if one is near enough to be meant.
+pub(crate) fn nearest_name<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    known
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .min()
+        .filter(|(distance, candidate)| {
+            *distance <= 1 + candidate.chars().count().max(name.len()) / 3
+        })
+        .map(|(_, candidate)| candidate.to_owned())
+}
+
+/// A part of the samples.
+#[derive(Clone, Debug)]
+pub struct Split {
+    /// `train`, `validation`, `test`, or the name under which a plugin added it.
+    pub name: String,
+    /// How many samples it has.
+    pub count: usize,
+    /// Named tensors whose first axis is the sample.
+    pub fields: Vec<(String, Tensor)>,
+    /// Number of classes of `targets`; 0 if they are values.
+    pub classes: u32,
+    /// Which of a series of tasks it belongs to; 0 where there is one task.
+    pub task: u32,
+    /// True if a plugin added it, so that it belongs in the run's checkpoint.
+    pub added: bool,
+}
+
+impl Split {
+    /// The whole field of that name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownField`].
+    pub fn field(&self, name: &str) -> Result<&Tensor> {
+        let found = self.fields.iter().find(|(field, _)| field == name);
+        found
+            .map(|(_, tensor)| tensor)
+            .ok_or_else(|| Error::UnknownField {
+                split: self.name.clone(),
+                name: name.into(),
+                known: self.fields.iter().map(|(field, _)| field.clone()).collect(),
+            })
+    }
+}
+
+/// The splits of a run: train, validation (if any), test (if any), then those that plugins added.
+#[derive(Clone, Debug, Default)]
+pub struct Dataset {
+    /// In order.
+    pub splits: Vec<Split>,
+}
+
+impl Dataset {
+    /// The split of that name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSplit`].
+    pub fn split(&self, name: &str) -> Result<&Split> {
+        self.splits
+            .iter()
+            .find(|split| split.name == name)
+            .ok_or_else(|| Error::UnknownSplit {
+                name: name.into(),
+                known: self.splits.iter().map(|split| split.name.clone()).collect(),
+            })
+    }
+
+    /// Adds a split of a plugin's making. Classes and task are those of the training split if the new one
+    /// has i64 `targets`.
+    ///
+    /// # Errors
+    /// The name is taken; no fields; a field named twice; fields of different counts.
+    pub fn add_split(&mut self, name: &str, fields: Vec<(String, Tensor)>) -> Result<()> {
+        let refuse = |problem: String| {
+            Err(Error::AddSplit {
+                name: name.into(),
+                problem,
+            })
+        };
+        if name.is_empty() {
+            return refuse("a split needs a name".into());
+        }
+        if self.splits.iter().any(|split| split.name == name) {
+            return refuse("a split of that name exists already; choose another name".into());
+        }
+        let Some(count) = fields.first().and_then(|(_, t)| t.shape().first().copied()) else {
+            return refuse(
+                "a split needs at least one field, with the sample as its first axis".into(),
+            );
+        };
+        for (at, (field, tensor)) in fields.iter().enumerate() {
+            if tensor.shape().first() != Some(&count) {
+                return refuse(format!(
+                    "field `{field}` has shape {:?}; field `{}` has {count} samples, so its first axis must \
+                     be {count}",
+                    tensor.shape(),
+                    fields[0].0
+                ));
+            }
+            if fields[..at].iter().any(|(other, _)| other == field) {
+                return refuse(format!("field `{field}` is given twice"));
+            }
+        }
+        let labelled = fields
+            .iter()
+            .any(|(field, t)| field == "targets" && t.dtype() == DType::I64);
+        let (classes, task) = self
+            .splits
+            .first()
+            .map_or((0, 0), |split| (split.classes, split.task));
+        // A split outlives the call and the graph that made it.
+        let fields = fields
+            .into_iter()
+            .map(|(field, t)| (field, t.detach()))
+            .collect();
+        let classes = if labelled { classes } else { 0 };
+        self.splits.push(Split {
+            name: name.into(),
+            count,
+            fields,
+            classes,
+            task,
+            added: true,
+        });
+        Ok(())
+    }
+}
+
+/// Inputs as a source gives them.
+enum Values {
+    /// Bytes, each to be divided by a number.
+    Bytes(Vec<u8>, f32),
+    Floats(Vec<f32>),
+    /// Whole numbers stay whole: they are indices.
+    Integers(Vec<i64>),
+}
+
+/// Targets as a source gives them.
+enum Targets {
+    Classes { labels: Vec<i64>, classes: u32 },
+    Values { values: Vec<f32>, width: usize },
+}
+
+/// Samples as a source gives them, row-major, nothing shuffled, nothing scaled.
+struct Table {
+    count: usize,
+    shape: Vec<usize>,
+    inputs: Values,
+    targets: Targets,
+}
+
+impl Table {
+    fn width(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A source's samples: all in one table, or with a test table of its own.
+struct Raw {
+    train: Table,
+    test: Option<Table>,
+}
+
+/// Reads, splits and scales the samples of a plan.
+///
+/// # Errors
+/// A missing or malformed file, or a plan that leaves no training sample; each message names the file or
+/// field, what was expected, what was found, and the mend.
+pub fn load(plan: &DataPlan) -> Result<Dataset> {
+    for (field, fraction) in [("test", plan.test), ("validation", plan.validation)] {
+        if !(0.0..1.0).contains(&fraction) {
+            let problem =
+                format!("expected a fraction from 0 up to but not including 1, found {fraction}");
+            return Err(Error::Plan { field, problem });
+        }
+    }
+    let raw = match &plan.source {
+        DataSource::Digits => digits::read()?,
+        DataSource::Idx { path } => idx::read(path)?,
+        DataSource::Csv {
+            path,
+            target,
+            classes,
+        } => csv_file::read(path, target, *classes)?,
+        DataSource::Npy { inputs, targets } => npy::read(inputs, targets)?,
+    };
+    let mut train = permutation(raw.train.count, plan.split_seed, 0);
+    let (mut test, test_table) = match &raw.test {
+        Some(table) => (permutation(table.count, plan.split_seed, 1), table),
+        None => (take_front(&mut train, plan.test), &raw.train),
+    };
+    let mut validation = take_front(&mut train, plan.validation);
+    train.truncate(plan.train_limit.unwrap_or(usize::MAX));
+    test.truncate(plan.test_limit.unwrap_or(usize::MAX));
+    if train.is_empty() {
+        let problem = format!(
+            "no training sample is left of {} ({} test, {} validation, train-limit {:?}); lower the fractions \
+             or raise the limit",
+            raw.train.count,
+            test.len(),
+            validation.len(),
+            plan.train_limit
+        );
+        return Err(Error::Plan {
+            field: "train-limit",
+            problem,
+        });
+    }
+    for part in [&mut train, &mut validation, &mut test] {
+        part.sort_unstable();
+    }
+    let scale = Scale::measure(&raw.train, &train, plan.normalize)?;
+    let mut splits = vec![make_split("train", &raw.train, &train, &scale)?];
+    if !validation.is_empty() {
+        splits.push(make_split("validation", &raw.train, &validation, &scale)?);
+    }
+    if !test.is_empty() {
+        splits.push(make_split("test", test_table, &test, &scale)?);
+    }
+    Ok(Dataset { splits })
+}
+
+/// A permutation of 0..n that depends on the two numbers alone.
+fn permutation(n: usize, seed: u64, stream: u64) -> Vec<usize> {
+    // The third number sets split permutations apart from every other use of the generator.
+    let mut order: Vec<usize> = (0..n).collect();
+    shuffle(
+        &mut order,
+        &Key::new(&[seed, stream, 0x5350_4c49_5400_0001]),
+    );
+    order
+}
+
+/// Fisher and Yates's shuffle with counter-based bits: all of them depend on the key alone.
+fn shuffle<T>(items: &mut [T], key: &Key) {
+    let bits = random::bits(key, items.len());
+    for (at, bits) in bits.into_iter().enumerate().skip(1).rev() {
+        // A product's high half is uniform below at + 1 up to 2^-64.
+        let other = ((u128::from(bits) * (at as u128 + 1)) >> 64) as usize;
+        items.swap(at, other);
+    }
+}
+
+/// Cuts the given fraction off the front, rounded to the nearest count.
+fn take_front(order: &mut Vec<usize>, fraction: f64) -> Vec<usize> {
+    let count = (order.len() as f64 * fraction).round() as usize;
+    order.drain(..count.min(order.len())).collect()
+}
+
+/// What to subtract from and multiply each input with; one entry for all features or one each.
+struct Scale {
+    shift: Vec<f64>,
+    factor: Vec<f64>,
+}
+
+impl Scale {
+    /// Mean and standard deviation (population) over the given rows, summed in f64 in row order. A feature
+    /// that never changes is only shifted.
+    fn measure(table: &Table, rows: &[usize], how: Normalize) -> Result<Option<Scale>> {
+        let width = table.width();
+        let groups = match how {
+            Normalize::None => return Ok(None),
+            Normalize::Standard => 1,
+            Normalize::PerFeature => width,
+        };
+        let at: Box<dyn Fn(usize) -> f64> = match &table.inputs {
+            Values::Integers(_) => {
+                let problem = "whole-number inputs are indices and are not scaled; set normalize = \"none\", or \
+                               save the inputs as f32"
+                    .into();
+                return Err(Error::Plan {
+                    field: "normalize",
+                    problem,
+                });
+            }
+            Values::Bytes(bytes, divisor) => {
+                Box::new(move |i| f64::from(f32::from(bytes[i]) / divisor))
+            }
+            Values::Floats(floats) => Box::new(|i| f64::from(floats[i])),
+        };
+        let samples = (rows.len() * width / groups.max(1)) as f64;
+        let mut shift = vec![0.0; groups];
+        for &row in rows {
+            for column in 0..width {
+                shift[column % groups] += at(row * width + column);
+            }
+        }
+        shift.iter_mut().for_each(|sum| *sum /= samples);
+        let mut factor = vec![0.0; groups];
+        for &row in rows {
+            for column in 0..width {
+                factor[column % groups] +=
+                    (at(row * width + column) - shift[column % groups]).powi(2);
+            }
+        }
+        for sum in &mut factor {
+            let deviation = (*sum / samples).sqrt();
+            // Below this, the spread is the rounding of the mean and not of the data.
+            *sum = if deviation > 1e-12 {
+                1.0 / deviation
+            } else {
+                1.0
+            };
+        }
+        Ok(Some(Scale { shift, factor }))
+    }
+
+    fn apply(&self, row: &mut [f32]) {
+        let groups = self.shift.len();
+        for (column, value) in row.iter_mut().enumerate() {
+            *value = ((f64::from(*value) - self.shift[column % groups])
+                * self.factor[column % groups]) as f32;
+        }
+    }
+}
+
+fn make_split(name: &str, table: &Table, rows: &[usize], scale: &Option<Scale>) -> Result<Split> {
+    let fail = |source| Error::Tensor {
+        doing: format!("making split `{name}`"),
+        source,
+    };
+    let width = table.width();
+    let mut shape = vec![rows.len()];
+    shape.extend_from_slice(&table.shape);
+    let finish = |mut values: Vec<f32>| {
+        if let Some(scale) = scale {
+            values
+                .chunks_exact_mut(width.max(1))
+                .for_each(|row| scale.apply(row));
+        }
+        Tensor::from_vec(values, &shape)
+    };
+    let inputs = match &table.inputs {
+        Values::Bytes(bytes, divisor) => {
+            let rows = rows
+                .iter()
+                .flat_map(|&row| &bytes[row * width..(row + 1) * width]);
+            finish(rows.map(|&byte| f32::from(byte) / divisor).collect())
+        }
+        Values::Floats(floats) => finish(gather(floats, rows, width)),
+        Values::Integers(integers) => Tensor::from_vec(gather(integers, rows, width), &shape),
+    };
+    let (targets, classes) = match &table.targets {
+        Targets::Classes { labels, classes } => (
+            Tensor::from_vec(gather(labels, rows, 1), &[rows.len()]),
+            *classes,
+        ),
+        Targets::Values { values, width } => (
+            Tensor::from_vec(gather(values, rows, *width), &[rows.len(), *width]),
+            0,
+        ),
+    };
+    let fields = vec![
+        ("inputs".to_owned(), inputs.map_err(fail)?),
+        ("targets".to_owned(), targets.map_err(fail)?),
+    ];
+    Ok(Split {
+        name: name.into(),
+        count: rows.len(),
+        fields,
+        classes,
+        task: 0,
+        added: false,
+    })
+}
+
+fn gather<T: Copy>(values: &[T], rows: &[usize], width: usize) -> Vec<T> {
+    let mut out = Vec::with_capacity(rows.len() * width);
+    for &row in rows {
+        out.extend_from_slice(&values[row * width..(row + 1) * width]);
+    }
+    out
+}
+
+/// A file for reading, unpacked on the way if it begins with the two bytes of gzip.
+fn open(path: &Path) -> Result<Box<dyn std::io::Read>> {
+    use std::io::{BufRead, BufReader};
+    let read = |source| Error::Read {
+        path: path.into(),
+        source,
+    };
+    let mut file = BufReader::new(std::fs::File::open(path).map_err(read)?);
+    let packed = file.fill_buf().map_err(read)?.starts_with(&[0x1f, 0x8b]);
+    Ok(if packed {
+        Box::new(flate2::bufread::MultiGzDecoder::new(file))
+    } else {
+        Box::new(file)
+    })
+}
+
+#[cfg(test)]
+mod tests;

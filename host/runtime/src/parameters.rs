@@ -1,0 +1,1477 @@
+//! The parameter store: named tensors of one model or one plugin, with masks, optimiser state and
+//! tagged snapshots.
+//!
+//! What it promises: a masked weight stays exactly zero through every update (`keep = false`) or stays
+//! stored and is only hidden (`keep = true`); a rollback restores every bit; a handle given out earlier
+//! keeps the value it had. What it does not promise: it knows neither layers nor the meaning of a name.
+
+use std::collections::BTreeMap;
+
+use espalier_tensor::optim::{self, Adam, Sgd};
+use espalier_tensor::{DType, Tensor, ops};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Result of the parameter store.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can be wrong with a request to the parameter store.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No parameter has that name.
+    #[error("no parameter is named `{name}`{}", nearest(.suggestion, .count))]
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// The nearest existing name.
+        suggestion: Option<String>,
+        /// How many parameters the set has.
+        count: usize,
+    },
+    /// The name is taken.
+    #[error(
+        "a parameter named `{name}` exists already; choose another name, or change it with assign"
+    )]
+    Duplicate {
+        /// The name.
+        name: String,
+    },
+    /// No snapshot has that tag.
+    #[error("no snapshot is tagged `{tag}`; {}", known_tags(.known))]
+    UnknownTag {
+        /// The tag asked for.
+        tag: String,
+        /// The tags that exist.
+        known: Vec<String>,
+    },
+    /// A tensor does not fit its parameter.
+    #[error(
+        "{operation}: parameter `{name}` has shape {expected:?} and dtype {dtype}, \
+         the {what} has shape {found:?} and dtype {found_dtype}"
+    )]
+    Mismatch {
+        /// The operation.
+        operation: &'static str,
+        /// The parameter.
+        name: String,
+        /// What the tensor is: value, mask, gradient.
+        what: &'static str,
+        /// Shape of the parameter.
+        expected: Vec<usize>,
+        /// Its dtype.
+        dtype: DType,
+        /// Shape of the tensor.
+        found: Vec<usize>,
+        /// Its dtype.
+        found_dtype: DType,
+    },
+    /// Only buffers may hold whole numbers or truth values.
+    #[error(
+        "parameter `{name}` of kind {kind} has dtype {dtype}; only a buffer may be other than f32 or f64"
+    )]
+    NotFloat {
+        /// The parameter.
+        name: String,
+        /// Its kind.
+        kind: Kind,
+        /// Its dtype.
+        dtype: DType,
+    },
+    /// The run file froze the parameter.
+    #[error(
+        "{operation}: parameter `{name}` is not trainable; leave it out of the list of names, or let the \
+         run file train it"
+    )]
+    Frozen {
+        /// The operation.
+        operation: &'static str,
+        /// The parameter.
+        name: String,
+    },
+    /// Buffers follow from data, not from gradients, and have no masks.
+    #[error("{operation}: parameter `{name}` is a buffer; set it with assign")]
+    Buffer {
+        /// The operation.
+        operation: &'static str,
+        /// The parameter.
+        name: String,
+    },
+    /// The two lists of an optimiser call differ in length.
+    #[error(
+        "{operation}: {names} names but {grads} gradients; give one gradient for each name, in order"
+    )]
+    Lengths {
+        /// The operation.
+        operation: &'static str,
+        /// Number of names.
+        names: usize,
+        /// Number of gradients.
+        grads: usize,
+    },
+    /// A name stands twice in one optimiser call.
+    #[error("{operation}: parameter `{name}` is named twice; add its gradients first")]
+    Twice {
+        /// The operation.
+        operation: &'static str,
+        /// The parameter.
+        name: String,
+    },
+    /// A saved set is not whole.
+    #[error(
+        "saved parameters `{prefix}`: {problem}; the checkpoint is from another version or damaged"
+    )]
+    Saved {
+        /// The prefix under which the set was saved.
+        prefix: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The tensor engine refused.
+    #[error("{operation}: parameter `{name}`: {source}")]
+    Tensor {
+        /// The operation.
+        operation: &'static str,
+        /// The parameter.
+        name: String,
+        /// The engine's own words.
+        source: espalier_tensor::Error,
+    },
+}
+
+fn nearest(suggestion: &Option<String>, count: &usize) -> String {
+    match suggestion {
+        Some(name) => format!("; did you mean `{name}`?"),
+        None => format!(" (the set has {count})"),
+    }
+}
+
+fn known_tags(known: &[String]) -> String {
+    if known.is_empty() {
+        "none has been taken yet".into()
+    } else {
+        format!("there are `{}`", known.join("`, `"))
+    }
+}
+
+/// What a parameter is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A matrix or filter bank; what pruners prune.
+    Weight,
+    /// An additive vector.
+    Bias,
+    /// Scale and shift of a normalisation.
+    Norm,
+    /// A table looked up by index, or one row a position.
+    Embedding,
+    /// State that no gradient changes: running statistics, moments, bases.
+    Buffer,
+}
+
+impl Kind {
+    /// The name used in the interface.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Weight => "weight",
+            Kind::Bias => "bias",
+            Kind::Norm => "norm",
+            Kind::Embedding => "embedding",
+            Kind::Buffer => "buffer",
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What is known about a parameter besides its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterInfo {
+    /// Unique in its set.
+    pub name: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// Index of the layer that owns it, if a layer does.
+    pub layer: Option<u32>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its dtype.
+    pub dtype: DType,
+    /// False if the run file froze it.
+    pub trainable: bool,
+    /// A name that several parameters share, for methods that treat them together.
+    pub group: String,
+}
+
+/// A mask over one parameter. `live` is bool, true where the weight lives.
+#[derive(Clone)]
+struct Mask {
+    live: Tensor,
+    keep: bool,
+    count: usize,
+}
+
+/// A parameter as a snapshot keeps it. Tensors are shared, so a copy costs a few pointers.
+#[derive(Clone)]
+struct Entry {
+    name: String,
+    kind: Kind,
+    layer: Option<u32>,
+    trainable: bool,
+    group: String,
+    value: Tensor,
+    mask: Option<Mask>,
+    momentum: Option<Tensor>,
+    adam_m: Option<Tensor>,
+    adam_v: Option<Tensor>,
+    adam_steps: u64,
+    /// The tracked leaf of the effective value, made on demand; never part of a snapshot.
+    leaf: Option<Tensor>,
+}
+
+impl Entry {
+    fn fail(&self, operation: &'static str) -> impl Fn(espalier_tensor::Error) -> Error + use<> {
+        let name = self.name.clone();
+        move |source| Error::Tensor {
+            operation,
+            name: name.clone(),
+            source,
+        }
+    }
+
+    /// Zeroes value and optimiser state where a mask that does not keep is false.
+    fn apply_mask(&mut self, operation: &'static str) -> Result<()> {
+        let fail = self.fail(operation);
+        let Some(mask) = self.mask.clone().filter(|mask| !mask.keep) else {
+            return Ok(());
+        };
+        // `where` and not a product: NaN * 0 is NaN and -1 * 0 is -0, both unlike a pruned weight.
+        let cut = |t: &Tensor| {
+            ops::where_(&mask.live, t, 0.0)
+                .map(|t| t.detach())
+                .map_err(&fail)
+        };
+        self.value = cut(&self.value)?;
+        for state in [&mut self.momentum, &mut self.adam_m, &mut self.adam_v] {
+            if let Some(tensor) = state {
+                *tensor = cut(tensor)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_state(&mut self) {
+        self.momentum = None;
+        self.adam_m = None;
+        self.adam_v = None;
+        self.adam_steps = 0;
+    }
+
+    fn mismatch(&self, operation: &'static str, what: &'static str, tensor: &Tensor) -> Error {
+        Error::Mismatch {
+            operation,
+            name: self.name.clone(),
+            what,
+            expected: self.value.shape().to_vec(),
+            dtype: self.value.dtype(),
+            found: tensor.shape().to_vec(),
+            found_dtype: tensor.dtype(),
+        }
+    }
+
+    fn check_updatable(&self, operation: &'static str, grad: &Tensor) -> Result<()> {
+        if self.kind == Kind::Buffer {
+            return Err(Error::Buffer {
+                operation,
+                name: self.name.clone(),
+            });
+        }
+        if !self.trainable {
+            return Err(Error::Frozen {
+                operation,
+                name: self.name.clone(),
+            });
+        }
+        if grad.shape() != self.value.shape() || grad.dtype() != self.value.dtype() {
+            return Err(self.mismatch(operation, "gradient", grad));
+        }
+        Ok(())
+    }
+}
+
+/// Named parameters in the order of their creation.
+///
+/// A clone is cheap and independent: tensors are shared until one of the two changes them.
+#[derive(Clone, Default)]
+pub struct ParameterSet {
+    entries: Vec<Entry>,
+    index: BTreeMap<String, usize>,
+    tags: BTreeMap<String, Vec<Entry>>,
+}
+
+impl std::fmt::Debug for ParameterSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ParameterSet")
+            .field("names", &self.names())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ParameterSet {
+    /// An empty set.
+    pub fn new() -> ParameterSet {
+        ParameterSet::default()
+    }
+
+    /// Adds a parameter. The value is cut from any graph.
+    ///
+    /// # Errors
+    /// The name is taken, or the dtype is not f32 or f64 and the kind is not [`Kind::Buffer`].
+    pub fn create(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        layer: Option<u32>,
+        value: Tensor,
+        trainable: bool,
+        group: String,
+    ) -> Result<()> {
+        if self.index.contains_key(name) {
+            return Err(Error::Duplicate { name: name.into() });
+        }
+        if kind != Kind::Buffer && !matches!(value.dtype(), DType::F32 | DType::F64) {
+            return Err(Error::NotFloat {
+                name: name.into(),
+                kind,
+                dtype: value.dtype(),
+            });
+        }
+        let value = value
+            .detach()
+            .contiguous()
+            .map_err(|source| Error::Tensor {
+                operation: "create",
+                name: name.into(),
+                source,
+            })?;
+        self.index.insert(name.into(), self.entries.len());
+        self.entries.push(Entry {
+            name: name.into(),
+            kind,
+            layer,
+            trainable,
+            group,
+            value,
+            mask: None,
+            momentum: None,
+            adam_m: None,
+            adam_v: None,
+            adam_steps: 0,
+            leaf: None,
+        });
+        Ok(())
+    }
+
+    /// Number of parameters.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// True if a parameter has that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    /// Names in the order of creation.
+    pub fn names(&self) -> Vec<String> {
+        self.entries
+            .iter()
+            .map(|entry| entry.name.clone())
+            .collect()
+    }
+
+    /// What is known about each parameter, in the order of creation.
+    pub fn infos(&self) -> Vec<ParameterInfo> {
+        self.entries
+            .iter()
+            .map(|entry| ParameterInfo {
+                name: entry.name.clone(),
+                kind: entry.kind,
+                layer: entry.layer,
+                shape: entry.value.shape().to_vec(),
+                dtype: entry.value.dtype(),
+                trainable: entry.trainable,
+                group: entry.group.clone(),
+            })
+            .collect()
+    }
+
+    /// Sets the run file's flag.
+    ///
+    /// # Errors
+    /// Unknown name.
+    pub fn set_trainable(&mut self, name: &str, trainable: bool) -> Result<()> {
+        let at = self.find(name)?;
+        self.entries[at].trainable = trainable;
+        Ok(())
+    }
+
+    /// The effective value as the next forward pass uses it: under a mask that keeps, the stored value
+    /// with hidden positions at zero. A tracked leaf (dense gradients, masked positions included) unless
+    /// the parameter is a buffer. The same tensor is returned until the value or the mask changes.
+    ///
+    /// # Errors
+    /// Unknown name; out of memory under a budget.
+    pub fn value(&mut self, name: &str) -> Result<Tensor> {
+        let at = self.find(name)?;
+        let entry = &mut self.entries[at];
+        if entry.kind == Kind::Buffer {
+            return Ok(entry.value.clone());
+        }
+        if let Some(leaf) = &entry.leaf {
+            return Ok(leaf.clone());
+        }
+        let effective = match &entry.mask {
+            Some(mask) if mask.keep => ops::where_(&mask.live, &entry.value, 0.0)
+                .map_err(entry.fail("value"))?
+                .detach(),
+            _ => entry.value.clone(),
+        };
+        let leaf = effective.with_requires_grad();
+        entry.leaf = Some(leaf.clone());
+        Ok(leaf)
+    }
+
+    /// The stored value, untracked; a mask that keeps does not show in it.
+    ///
+    /// # Errors
+    /// Unknown name.
+    pub fn stored(&self, name: &str) -> Result<&Tensor> {
+        Ok(&self.entries[self.find(name)?].value)
+    }
+
+    /// Replaces the stored value. The graph is cut; handles given out earlier keep the old value; a mask
+    /// that does not keep is applied to the new one.
+    ///
+    /// # Errors
+    /// Unknown name; another shape or dtype.
+    pub fn assign(&mut self, name: &str, value: &Tensor) -> Result<()> {
+        let at = self.find(name)?;
+        let entry = &mut self.entries[at];
+        if value.shape() != entry.value.shape() || value.dtype() != entry.value.dtype() {
+            return Err(entry.mismatch("assign", "value", value));
+        }
+        entry.value = value.detach().contiguous().map_err(entry.fail("assign"))?;
+        entry.leaf = None;
+        entry.apply_mask("assign")
+    }
+
+    /// Sets (`Some`) or removes (`None`) the mask of a parameter. A position lives where the mask is true
+    /// or not zero, whatever its dtype. With `keep` false, value and optimiser state become zero at the dead positions now and
+    /// after every update; with `keep` true the stored value stays and only [`ParameterSet::value`] shows
+    /// zeros, so that a later mask may bring the weight back.
+    ///
+    /// # Errors
+    /// Unknown name; a buffer; another shape.
+    pub fn set_mask(&mut self, name: &str, mask: Option<&Tensor>, keep: bool) -> Result<()> {
+        let at = self.find(name)?;
+        let entry = &mut self.entries[at];
+        if entry.kind == Kind::Buffer {
+            return Err(Error::Buffer {
+                operation: "set-mask",
+                name: name.into(),
+            });
+        }
+        let new = match mask {
+            None => None,
+            Some(mask) => {
+                if mask.shape() != entry.value.shape() {
+                    return Err(entry.mismatch("set-mask", "mask", mask));
+                }
+                let live = ops::astype(&mask.detach(), DType::Bool)
+                    .and_then(|t| t.contiguous())
+                    .map_err(entry.fail("set-mask"))?;
+                let count = live.to_vec::<bool>().map_err(entry.fail("set-mask"))?;
+                let count = count.iter().filter(|live| **live).count();
+                Some(Mask { live, keep, count })
+            }
+        };
+        entry.mask = new;
+        entry.leaf = None;
+        entry.apply_mask("set-mask")
+    }
+
+    /// The mask (bool, true where the weight lives), or none for a dense parameter.
+    ///
+    /// # Errors
+    /// Unknown name.
+    pub fn mask(&self, name: &str) -> Result<Option<Tensor>> {
+        Ok(self.entries[self.find(name)?]
+            .mask
+            .as_ref()
+            .map(|mask| mask.live.clone()))
+    }
+
+    /// Keeps values, masks and optimiser state of all parameters under a tag; the same tag overwrites.
+    pub fn snapshot(&mut self, tag: &str) {
+        let kept = self
+            .entries
+            .iter()
+            .map(|entry| Entry {
+                leaf: None,
+                ..entry.clone()
+            })
+            .collect();
+        self.tags.insert(tag.into(), kept);
+    }
+
+    /// True if a snapshot has that tag.
+    pub fn has_tag(&self, tag: &str) -> bool {
+        self.tags.contains_key(tag)
+    }
+
+    /// The tags, in alphabetical order.
+    pub fn tags(&self) -> Vec<String> {
+        self.tags.keys().cloned().collect()
+    }
+
+    /// Forgets a snapshot; nothing happens if there is none.
+    pub fn drop_tag(&mut self, tag: &str) {
+        self.tags.remove(tag);
+    }
+
+    /// Makes the set what it was at the snapshot: values, masks, optimiser state; parameters created
+    /// since then are gone. Snapshots themselves stay.
+    ///
+    /// # Errors
+    /// Unknown tag.
+    pub fn rollback(&mut self, tag: &str) -> Result<()> {
+        self.entries = self.tagged(tag)?.clone();
+        self.index = self
+            .entries
+            .iter()
+            .enumerate()
+            .map(|(at, e)| (e.name.clone(), at))
+            .collect();
+        Ok(())
+    }
+
+    /// As [`ParameterSet::rollback`], but the masks stay as they are now and are applied to the values
+    /// and the optimiser state that come back.
+    ///
+    /// # Errors
+    /// Unknown tag; out of memory under a budget.
+    pub fn restore_keeping_masks(&mut self, tag: &str) -> Result<()> {
+        let mut restored = self.tagged(tag)?.clone();
+        for entry in &mut restored {
+            // A parameter's shape never changes under one name except through a rollback that drops it.
+            if let Some(&at) = self.index.get(&entry.name) {
+                entry.mask = self.entries[at]
+                    .mask
+                    .clone()
+                    .filter(|m| m.live.shape() == entry.value.shape());
+                entry.apply_mask("rewind")?;
+            }
+        }
+        self.entries = restored;
+        self.index = self
+            .entries
+            .iter()
+            .enumerate()
+            .map(|(at, e)| (e.name.clone(), at))
+            .collect();
+        Ok(())
+    }
+
+    /// One step of stochastic gradient descent on the named parameters; others stay untouched.
+    ///
+    /// # Errors
+    /// Before anything changes: unknown or repeated names, frozen parameters, buffers, a gradient of
+    /// another shape or dtype, lists of different lengths.
+    pub fn sgd(&mut self, names: &[String], grads: &[Tensor], how: &Sgd) -> Result<()> {
+        for (at, grad) in self.plan_update("sgd", names, grads)? {
+            let entry = &mut self.entries[at];
+            let fail = entry.fail("sgd");
+            // The leaf shares the value's storage: let go of it, or the step must copy.
+            entry.leaf = None;
+            let mask = entry
+                .mask
+                .as_ref()
+                .filter(|mask| !mask.keep)
+                .map(|mask| &mask.live);
+            optim::sgd_step(
+                &mut entry.value,
+                &grad.detach(),
+                &mut entry.momentum,
+                how,
+                mask,
+            )
+            .map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// One step of Adam or AdamW on the named parameters; others stay untouched.
+    ///
+    /// # Errors
+    /// As [`ParameterSet::sgd`].
+    pub fn adam(&mut self, names: &[String], grads: &[Tensor], how: &Adam) -> Result<()> {
+        for (at, grad) in self.plan_update("adam", names, grads)? {
+            let entry = &mut self.entries[at];
+            let fail = entry.fail("adam");
+            entry.leaf = None;
+            let mask = entry
+                .mask
+                .as_ref()
+                .filter(|mask| !mask.keep)
+                .map(|mask| &mask.live);
+            let (m, v) = (&mut entry.adam_m, &mut entry.adam_v);
+            optim::adam_step(
+                &mut entry.value,
+                &grad.detach(),
+                m,
+                v,
+                entry.adam_steps + 1,
+                how,
+                mask,
+            )
+            .map_err(fail)?;
+            entry.adam_steps += 1;
+        }
+        Ok(())
+    }
+
+    /// Sets moments and step counters of the named parameters to zero.
+    ///
+    /// # Errors
+    /// Unknown name.
+    pub fn reset_state(&mut self, names: &[String]) -> Result<()> {
+        let places = names
+            .iter()
+            .map(|name| self.find(name))
+            .collect::<Result<Vec<_>>>()?;
+        for at in places {
+            self.entries[at].forget_state();
+        }
+        Ok(())
+    }
+
+    /// How many weights live, and how many there are, over parameters of [`Kind::Weight`]: counted by the
+    /// mask where there is one, by values other than zero where there is none.
+    ///
+    /// # Errors
+    /// Reading a value failed.
+    pub fn density(&self) -> Result<(u64, u64)> {
+        let (mut live, mut total) = (0u64, 0u64);
+        for entry in self
+            .entries
+            .iter()
+            .filter(|entry| entry.kind == Kind::Weight)
+        {
+            total += entry.value.numel() as u64;
+            live += match &entry.mask {
+                Some(mask) => mask.count as u64,
+                None => {
+                    let fail = entry.fail("density");
+                    match entry.value.dtype() {
+                        DType::F32 => {
+                            let values = entry.value.to_vec::<f32>().map_err(fail)?;
+                            values.iter().filter(|x| **x != 0.0).count() as u64
+                        }
+                        _ => {
+                            let values = entry.value.to_list().map_err(fail)?;
+                            values.iter().filter(|x| **x != 0.0).count() as u64
+                        }
+                    }
+                }
+            };
+        }
+        Ok((live, total))
+    }
+
+    /// SHA-256 over name, dtype, shape and bytes of every stored value and mask, in order. Equal digests
+    /// mean equal bits.
+    ///
+    /// # Errors
+    /// Reading a value failed.
+    pub fn content_digest(&self) -> Result<[u8; 32]> {
+        let mut hash = Sha256::new();
+        for entry in &self.entries {
+            let fail = entry.fail("content-digest");
+            hash_tensor(&mut hash, &entry.name, &entry.value).map_err(&fail)?;
+            if let Some(mask) = &entry.mask {
+                hash_tensor(
+                    &mut hash,
+                    if mask.keep { "hidden" } else { "pruned" },
+                    &mask.live,
+                )
+                .map_err(&fail)?;
+            }
+        }
+        Ok(hash.finalize().into())
+    }
+
+    /// The same values, buffers and masks without optimiser state and snapshots: what a clone of a model
+    /// starts from.
+    pub fn duplicate(&self) -> ParameterSet {
+        let mut entries = self.entries.clone();
+        for entry in &mut entries {
+            entry.leaf = None;
+            entry.forget_state();
+        }
+        ParameterSet {
+            entries,
+            index: self.index.clone(),
+            tags: BTreeMap::new(),
+        }
+    }
+
+    /// Everything, as named tensors and a JSON document for a checkpoint: values, masks, optimiser state,
+    /// flags, and the same for each tag. [`ParameterSet::import`] is the inverse.
+    pub fn export(&self, prefix: &str) -> (Vec<(String, Tensor)>, serde_json::Value) {
+        let mut tensors = Vec::new();
+        let current = save_entries(&self.entries, prefix, &mut tensors);
+        let tags = self
+            .tags
+            .iter()
+            .enumerate()
+            .map(|(number, (tag, entries))| SavedTag {
+                tag: tag.clone(),
+                entries: save_entries(entries, &format!("{prefix}/tags/{number}"), &mut tensors),
+            });
+        let saved = SavedSet {
+            current,
+            tags: tags.collect(),
+        };
+        (
+            tensors,
+            serde_json::to_value(saved).unwrap_or(serde_json::Value::Null),
+        )
+    }
+
+    /// The set that was saved under `prefix`.
+    ///
+    /// # Errors
+    /// [`Error::Saved`] names what is missing or does not fit.
+    pub fn import(
+        prefix: &str,
+        tensors: &BTreeMap<String, Tensor>,
+        meta: &serde_json::Value,
+    ) -> Result<ParameterSet> {
+        let broken = |problem: String| Error::Saved {
+            prefix: prefix.into(),
+            problem,
+        };
+        let saved = SavedSet::deserialize(meta).map_err(|error| broken(error.to_string()))?;
+        let entries = load_entries(&saved.current, prefix, tensors).map_err(broken)?;
+        let mut tags = BTreeMap::new();
+        for (number, tag) in saved.tags.iter().enumerate() {
+            let kept = load_entries(&tag.entries, &format!("{prefix}/tags/{number}"), tensors);
+            tags.insert(tag.tag.clone(), kept.map_err(broken)?);
+        }
+        let index: BTreeMap<_, _> = entries
+            .iter()
+            .enumerate()
+            .map(|(at, e)| (e.name.clone(), at))
+            .collect();
+        if index.len() != entries.len() {
+            return Err(broken("a name stands twice".into()));
+        }
+        Ok(ParameterSet {
+            entries,
+            index,
+            tags,
+        })
+    }
+
+    fn find(&self, name: &str) -> Result<usize> {
+        self.index.get(name).copied().ok_or_else(|| Error::Unknown {
+            name: name.into(),
+            suggestion: crate::data::nearest_name(name, self.index.keys().map(String::as_str)),
+            count: self.entries.len(),
+        })
+    }
+
+    fn tagged(&self, tag: &str) -> Result<&Vec<Entry>> {
+        self.tags.get(tag).ok_or_else(|| Error::UnknownTag {
+            tag: tag.into(),
+            known: self.tags(),
+        })
+    }
+
+    /// Checks an update as a whole, so that a refused call has changed nothing.
+    fn plan_update<'a>(
+        &self,
+        operation: &'static str,
+        names: &[String],
+        grads: &'a [Tensor],
+    ) -> Result<Vec<(usize, &'a Tensor)>> {
+        if names.len() != grads.len() {
+            return Err(Error::Lengths {
+                operation,
+                names: names.len(),
+                grads: grads.len(),
+            });
+        }
+        let mut seen = vec![false; self.entries.len()];
+        let mut plan = Vec::with_capacity(names.len());
+        for (name, grad) in names.iter().zip(grads) {
+            let at = self.find(name)?;
+            self.entries[at].check_updatable(operation, grad)?;
+            if std::mem::replace(&mut seen[at], true) {
+                return Err(Error::Twice {
+                    operation,
+                    name: name.clone(),
+                });
+            }
+            plan.push((at, grad));
+        }
+        Ok(plan)
+    }
+}
+
+/// Bytes of a tensor in row-major order, little-endian; bool as one byte of 0 or 1.
+pub(crate) fn tensor_bytes(t: &Tensor) -> espalier_tensor::Result<Vec<u8>> {
+    Ok(match t.dtype() {
+        DType::F32 => t
+            .to_vec::<f32>()?
+            .into_iter()
+            .flat_map(f32::to_le_bytes)
+            .collect(),
+        DType::F64 => t
+            .to_vec::<f64>()?
+            .into_iter()
+            .flat_map(f64::to_le_bytes)
+            .collect(),
+        DType::I64 => t
+            .to_vec::<i64>()?
+            .into_iter()
+            .flat_map(i64::to_le_bytes)
+            .collect(),
+        DType::Bool => t.to_vec::<bool>()?.into_iter().map(u8::from).collect(),
+    })
+}
+
+/// Feeds name, dtype, shape and bytes of a tensor to a hash, each with its length.
+pub(crate) fn hash_tensor(
+    hash: &mut Sha256,
+    name: &str,
+    t: &Tensor,
+) -> espalier_tensor::Result<()> {
+    hash.update((name.len() as u64).to_le_bytes());
+    hash.update(name);
+    hash.update(format!("{} {:?} ", t.dtype(), t.shape()));
+    hash.update(tensor_bytes(t)?);
+    Ok(())
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedSet {
+    current: Vec<SavedEntry>,
+    tags: Vec<SavedTag>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedTag {
+    tag: String,
+    entries: Vec<SavedEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedEntry {
+    name: String,
+    kind: Kind,
+    layer: Option<u32>,
+    trainable: bool,
+    group: String,
+    /// None: dense. Some(keep): masked.
+    mask: Option<bool>,
+    momentum: bool,
+    adam: bool,
+    adam_steps: u64,
+}
+
+fn save_entries(
+    entries: &[Entry],
+    prefix: &str,
+    tensors: &mut Vec<(String, Tensor)>,
+) -> Vec<SavedEntry> {
+    let mut save = |role: &str, name: &str, tensor: Option<&Tensor>| {
+        if let Some(tensor) = tensor {
+            tensors.push((format!("{prefix}/{role}/{name}"), tensor.clone()));
+        }
+    };
+    entries
+        .iter()
+        .map(|entry| {
+            save("value", &entry.name, Some(&entry.value));
+            save(
+                "mask",
+                &entry.name,
+                entry.mask.as_ref().map(|mask| &mask.live),
+            );
+            save("momentum", &entry.name, entry.momentum.as_ref());
+            save("adam-m", &entry.name, entry.adam_m.as_ref());
+            save("adam-v", &entry.name, entry.adam_v.as_ref());
+            SavedEntry {
+                name: entry.name.clone(),
+                kind: entry.kind,
+                layer: entry.layer,
+                trainable: entry.trainable,
+                group: entry.group.clone(),
+                mask: entry.mask.as_ref().map(|mask| mask.keep),
+                momentum: entry.momentum.is_some(),
+                adam: entry.adam_m.is_some(),
+                adam_steps: entry.adam_steps,
+            }
+        })
+        .collect()
+}
+
+fn load_entries(
+    saved: &[SavedEntry],
+    prefix: &str,
+    tensors: &BTreeMap<String, Tensor>,
+) -> std::result::Result<Vec<Entry>, String> {
+    let load = |role: &str, name: &str, shape: Option<&[usize]>| {
+        let key = format!("{prefix}/{role}/{name}");
+        let tensor = tensors
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| format!("tensor `{key}` is missing"))?;
+        match shape {
+            Some(shape) if shape != tensor.shape() => Err(format!(
+                "tensor `{key}` has shape {:?}, expected {shape:?}",
+                tensor.shape()
+            )),
+            _ => Ok(tensor),
+        }
+    };
+    let mut entries = Vec::with_capacity(saved.len());
+    for entry in saved {
+        let value = load("value", &entry.name, None)?;
+        let state = |there: bool, role: &str| {
+            there
+                .then(|| load(role, &entry.name, Some(value.shape())))
+                .transpose()
+        };
+        let mask = match entry.mask {
+            None => None,
+            Some(keep) => {
+                let live = load("mask", &entry.name, Some(value.shape()))?;
+                let flags = live.to_vec::<bool>().map_err(|error| error.to_string())?;
+                Some(Mask {
+                    live,
+                    keep,
+                    count: flags.iter().filter(|live| **live).count(),
+                })
+            }
+        };
+        entries.push(Entry {
+            name: entry.name.clone(),
+            kind: entry.kind,
+            layer: entry.layer,
+            trainable: entry.trainable,
+            group: entry.group.clone(),
+            mask,
+            momentum: state(entry.momentum, "momentum")?,
+            adam_m: state(entry.adam, "adam-m")?,
+            adam_v: state(entry.adam, "adam-v")?,
+            adam_steps: entry.adam_steps,
+            leaf: None,
+            value,
+        });
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use espalier_tensor::autograd;
+
+    fn tensor(values: &[f32]) -> Tensor {
+        Tensor::from_vec(values.to_vec(), &[values.len()]).unwrap()
+    }
+
+    fn flags(values: &[bool]) -> Tensor {
+        Tensor::from_vec(values.to_vec(), &[values.len()]).unwrap()
+    }
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.to_vec::<f32>().unwrap()
+    }
+
+    fn bits(t: &Tensor) -> Vec<u32> {
+        values(t).into_iter().map(f32::to_bits).collect()
+    }
+
+    /// `w` (weight) = [1, -2, 3, -4] and `b` (bias) = [0.5].
+    fn sample() -> ParameterSet {
+        let mut set = ParameterSet::new();
+        set.create(
+            "w",
+            Kind::Weight,
+            Some(0),
+            tensor(&[1.0, -2.0, 3.0, -4.0]),
+            true,
+            String::new(),
+        )
+        .unwrap();
+        set.create(
+            "b",
+            Kind::Bias,
+            Some(0),
+            tensor(&[0.5]),
+            true,
+            "heads".into(),
+        )
+        .unwrap();
+        set
+    }
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    const SGD: Sgd = Sgd {
+        lr: 0.1,
+        momentum: 0.9,
+        weight_decay: 0.01,
+        nesterov: false,
+    };
+    const ADAM: Adam = Adam {
+        lr: 0.1,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        decoupled: false,
+    };
+    const ADAMW: Adam = Adam {
+        decoupled: true,
+        ..ADAM
+    };
+
+    #[test]
+    fn parameters_stand_in_the_order_of_creation() {
+        let set = sample();
+        assert_eq!(set.names(), ["w", "b"]);
+        assert_eq!(
+            set.infos()[1],
+            ParameterInfo {
+                name: "b".into(),
+                kind: Kind::Bias,
+                layer: Some(0),
+                shape: vec![1],
+                dtype: DType::F32,
+                trainable: true,
+                group: "heads".into(),
+            }
+        );
+    }
+
+    #[test]
+    fn the_value_is_a_tracked_leaf_until_it_changes() {
+        let mut set = sample();
+        let leaf = set.value("w").unwrap();
+        assert!(leaf.requires_grad() && leaf.is_leaf());
+        // The same leaf twice: a gradient with respect to the second reaches the first.
+        let loss = ops::sum(&ops::multiply(&leaf, &leaf).unwrap(), &[], false).unwrap();
+        let again = set.value("w").unwrap();
+        let grads = autograd::grad(&[&loss], &[None], &[&again], false, false).unwrap();
+        assert_eq!(values(&grads[0]), [2.0, -4.0, 6.0, -8.0]);
+        set.assign("w", &tensor(&[5.0; 4])).unwrap();
+        assert_eq!(values(&leaf), [1.0, -2.0, 3.0, -4.0]);
+        assert_eq!(values(&set.value("w").unwrap()), [5.0; 4]);
+    }
+
+    #[test]
+    fn a_frozen_parameter_still_has_gradients_and_a_buffer_has_none() {
+        let mut set = sample();
+        set.set_trainable("w", false).unwrap();
+        assert!(set.value("w").unwrap().requires_grad());
+        set.create(
+            "m",
+            Kind::Buffer,
+            None,
+            tensor(&[0.0]),
+            false,
+            String::new(),
+        )
+        .unwrap();
+        assert!(!set.value("m").unwrap().requires_grad());
+        let counter = Tensor::from_vec(vec![3i64], &[1]).unwrap();
+        set.create("n", Kind::Buffer, None, counter, false, String::new())
+            .unwrap();
+        assert_eq!(set.value("n").unwrap().to_vec::<i64>().unwrap(), [3]);
+    }
+
+    #[test]
+    fn assign_cuts_the_graph() {
+        let mut set = sample();
+        let tracked = ops::multiply(&set.value("w").unwrap(), 2.0).unwrap();
+        set.assign("w", &tracked).unwrap();
+        assert!(!set.stored("w").unwrap().requires_grad());
+        assert!(set.value("w").unwrap().is_leaf());
+    }
+
+    #[test]
+    fn one_step_of_momentum_and_of_adam_by_hand() {
+        let mut set = sample();
+        let how = Sgd {
+            lr: 0.1,
+            momentum: 0.5,
+            weight_decay: 0.0,
+            nesterov: false,
+        };
+        for _ in 0..2 {
+            set.sgd(&names(&["b"]), &[tensor(&[1.0])], &how).unwrap();
+        }
+        // Buffer 1, then 0.5 * 1 + 1 = 1.5; 0.5 - 0.1 - 0.15.
+        assert!((values(set.stored("b").unwrap())[0] - 0.25).abs() < 1e-6);
+        let how = Adam {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 0.0,
+            weight_decay: 0.0,
+            decoupled: false,
+        };
+        set.adam(&names(&["b"]), &[tensor(&[7.0])], &how).unwrap();
+        // The first step of Adam is lr times the sign of the gradient.
+        assert!((values(set.stored("b").unwrap())[0] - 0.15).abs() < 1e-6);
+        assert_eq!(values(set.stored("w").unwrap()), [1.0, -2.0, 3.0, -4.0]);
+    }
+
+    #[test]
+    fn masked_weights_stay_exactly_zero_through_momentum_adam_and_weight_decay() {
+        let mut set = sample();
+        let grad = [tensor(&[1.0, -1.0, 0.5, 2.0])];
+        set.sgd(&names(&["w"]), &grad, &SGD).unwrap();
+        set.adam(&names(&["w"]), &grad, &ADAM).unwrap();
+        set.set_mask("w", Some(&flags(&[true, false, true, false])), false)
+            .unwrap();
+        let dead = |set: &ParameterSet| {
+            let bits = bits(set.stored("w").unwrap());
+            (bits[1], bits[3])
+        };
+        assert_eq!(dead(&set), (0, 0), "positive zero at once");
+        for _ in 0..5 {
+            set.sgd(&names(&["w"]), &grad, &SGD).unwrap();
+            assert_eq!(dead(&set), (0, 0));
+            set.adam(&names(&["w"]), &grad, &ADAM).unwrap();
+            assert_eq!(dead(&set), (0, 0));
+            set.adam(&names(&["w"]), &grad, &ADAMW).unwrap();
+            assert_eq!(dead(&set), (0, 0));
+        }
+        assert_ne!(values(set.stored("w").unwrap())[0], 1.0);
+        // State at dead positions is gone: without the mask and with no gradient they do not move.
+        set.set_mask("w", None, false).unwrap();
+        set.sgd(&names(&["w"]), &[tensor(&[0.0; 4])], &SGD).unwrap();
+        set.adam(&names(&["w"]), &[tensor(&[0.0; 4])], &ADAM)
+            .unwrap();
+        let after = values(set.stored("w").unwrap());
+        assert_eq!((after[1], after[3]), (0.0, 0.0));
+    }
+
+    #[test]
+    fn assigning_under_a_mask_keeps_the_dead_positions_at_zero() {
+        let mut set = sample();
+        set.set_mask("w", Some(&tensor(&[0.0, 1.0, 1.0, 0.0])), false)
+            .unwrap();
+        set.assign("w", &tensor(&[f32::NAN, 2.0, 3.0, -9.0]))
+            .unwrap();
+        assert_eq!(
+            bits(set.stored("w").unwrap()),
+            [0, 2f32.to_bits(), 3f32.to_bits(), 0]
+        );
+    }
+
+    #[test]
+    fn gradients_are_dense_at_masked_positions() {
+        for keep in [false, true] {
+            let mut set = sample();
+            set.set_mask("w", Some(&flags(&[false, true, true, false])), keep)
+                .unwrap();
+            let leaf = set.value("w").unwrap();
+            assert_eq!(values(&leaf), [0.0, -2.0, 3.0, 0.0]);
+            let scaled = ops::multiply(&leaf, &tensor(&[5.0, 6.0, 7.0, 8.0])).unwrap();
+            let loss = ops::sum(&scaled, &[], false).unwrap();
+            let grads = autograd::grad(&[&loss], &[None], &[&leaf], false, false).unwrap();
+            assert_eq!(values(&grads[0]), [5.0, 6.0, 7.0, 8.0]);
+        }
+    }
+
+    #[test]
+    fn a_mask_that_keeps_hides_values_and_gives_them_back() {
+        let mut set = sample();
+        set.set_mask("w", Some(&flags(&[false, true, true, false])), true)
+            .unwrap();
+        assert_eq!(values(set.stored("w").unwrap()), [1.0, -2.0, 3.0, -4.0]);
+        // Hidden weights go on learning.
+        let how = Sgd {
+            lr: 1.0,
+            momentum: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+        };
+        set.sgd(&names(&["w"]), &[tensor(&[1.0; 4])], &how).unwrap();
+        assert_eq!(values(&set.value("w").unwrap()), [0.0, -3.0, 2.0, 0.0]);
+        set.set_mask("w", None, true).unwrap();
+        assert_eq!(values(&set.value("w").unwrap()), [0.0, -3.0, 2.0, -5.0]);
+    }
+
+    #[test]
+    fn rollback_restores_every_bit_and_the_steps_after_it() {
+        let mut set = sample();
+        let grad = [tensor(&[0.3, -0.1, 0.7, 1.1]), tensor(&[-0.2])];
+        let both = names(&["w", "b"]);
+        let train = |set: &mut ParameterSet| {
+            for _ in 0..3 {
+                set.sgd(&both, &grad, &SGD).unwrap();
+                set.adam(&both, &grad, &ADAM).unwrap();
+            }
+        };
+        train(&mut set);
+        set.set_mask("w", Some(&flags(&[true, true, false, true])), false)
+            .unwrap();
+        set.snapshot("here");
+        let digest = set.content_digest().unwrap();
+        train(&mut set);
+        let later = set.content_digest().unwrap();
+        assert_ne!(later, digest);
+        set.set_mask("w", Some(&flags(&[false; 4])), false).unwrap();
+        set.create("new", Kind::Bias, None, tensor(&[1.0]), true, String::new())
+            .unwrap();
+        set.reset_state(&both).unwrap();
+        set.rollback("here").unwrap();
+        assert_eq!(set.names(), ["w", "b"]);
+        assert_eq!(set.content_digest().unwrap(), digest);
+        assert_eq!(
+            set.mask("w").unwrap().unwrap().to_vec::<bool>().unwrap(),
+            [true, true, false, true]
+        );
+        // Optimiser state and step counts came back too, or the same steps would lead elsewhere.
+        train(&mut set);
+        assert_eq!(set.content_digest().unwrap(), later);
+        assert!(set.has_tag("here"));
+    }
+
+    #[test]
+    fn a_snapshot_is_not_changed_by_steps_in_place() {
+        let mut set = sample();
+        set.snapshot("start");
+        let handle = set.value("w").unwrap();
+        for _ in 0..3 {
+            set.sgd(&names(&["w"]), &[tensor(&[1.0; 4])], &SGD).unwrap();
+        }
+        assert_eq!(values(&handle), [1.0, -2.0, 3.0, -4.0]);
+        set.rollback("start").unwrap();
+        assert_eq!(values(set.stored("w").unwrap()), [1.0, -2.0, 3.0, -4.0]);
+    }
+
+    #[test]
+    fn a_rewind_brings_values_back_under_the_masks_of_now() {
+        let mut set = sample();
+        set.snapshot("start");
+        set.sgd(
+            &names(&["w", "b"]),
+            &[tensor(&[1.0; 4]), tensor(&[1.0])],
+            &SGD,
+        )
+        .unwrap();
+        set.set_mask("w", Some(&flags(&[true, false, true, true])), false)
+            .unwrap();
+        set.restore_keeping_masks("start").unwrap();
+        assert_eq!(values(set.stored("w").unwrap()), [1.0, 0.0, 3.0, -4.0]);
+        assert_eq!(values(set.stored("b").unwrap()), [0.5]);
+        assert_eq!(
+            set.mask("w").unwrap().unwrap().to_vec::<bool>().unwrap(),
+            [true, false, true, true]
+        );
+        // No momentum was there at the start: the next step equals the first step of a fresh set.
+        let mut fresh = sample();
+        fresh
+            .set_mask("w", Some(&flags(&[true, false, true, true])), false)
+            .unwrap();
+        for set in [&mut set, &mut fresh] {
+            set.sgd(&names(&["w"]), &[tensor(&[1.0; 4])], &SGD).unwrap();
+        }
+        assert_eq!(
+            set.content_digest().unwrap(),
+            fresh.content_digest().unwrap()
+        );
+    }
+
+    #[test]
+    fn density_counts_masks_and_else_values_of_weights() {
+        let mut set = sample();
+        assert_eq!(set.density().unwrap(), (4, 4));
+        set.assign("w", &tensor(&[0.0, 1.0, -0.0, 2.0])).unwrap();
+        assert_eq!(set.density().unwrap(), (2, 4));
+        set.set_mask("w", Some(&flags(&[true, true, true, false])), true)
+            .unwrap();
+        assert_eq!(set.density().unwrap(), (3, 4));
+    }
+
+    #[test]
+    fn export_and_import_give_the_same_set_tags_and_future() {
+        let mut set = sample();
+        let grad = [tensor(&[0.3, -0.1, 0.7, 1.1]), tensor(&[-0.2])];
+        let both = names(&["w", "b"]);
+        set.adam(&both, &grad, &ADAM).unwrap();
+        set.snapshot("early");
+        set.set_mask("w", Some(&flags(&[true, true, false, true])), false)
+            .unwrap();
+        set.set_mask("b", Some(&flags(&[false])), true).unwrap();
+        set.set_trainable("b", false).unwrap();
+        set.sgd(&both[..1], &grad[..1], &SGD).unwrap();
+        let (tensors, meta) = set.export("main");
+        let text = meta.to_string();
+        let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
+        let mut copy =
+            ParameterSet::import("main", &tensors, &serde_json::from_str(&text).unwrap()).unwrap();
+        assert_eq!(copy.infos(), set.infos());
+        assert_eq!(
+            copy.content_digest().unwrap(),
+            set.content_digest().unwrap()
+        );
+        assert_eq!(values(&copy.value("b").unwrap()), [0.0]);
+        for set in [&mut set, &mut copy] {
+            set.adam(&both[..1], &grad[..1], &ADAM).unwrap();
+            set.sgd(&both[..1], &grad[..1], &SGD).unwrap();
+        }
+        assert_eq!(
+            copy.content_digest().unwrap(),
+            set.content_digest().unwrap()
+        );
+        for set in [&mut set, &mut copy] {
+            set.rollback("early").unwrap();
+            assert!(set.mask("w").unwrap().is_none());
+            set.adam(&both, &grad, &ADAM).unwrap();
+        }
+        assert_eq!(
+            copy.content_digest().unwrap(),
+            set.content_digest().unwrap()
+        );
+    }
+
+    #[test]
+    fn an_import_that_lacks_a_tensor_says_which() {
+        let (tensors, meta) = sample().export("main");
+        let kept: BTreeMap<String, Tensor> = tensors
+            .into_iter()
+            .filter(|(name, _)| name != "main/value/b")
+            .collect();
+        assert_eq!(
+            ParameterSet::import("main", &kept, &meta)
+                .unwrap_err()
+                .to_string(),
+            "saved parameters `main`: tensor `main/value/b` is missing; the checkpoint is from another version or \
+             damaged"
+        );
+    }
+
+    #[test]
+    fn a_refused_update_changes_nothing() {
+        let mut set = sample();
+        set.create(
+            "m",
+            Kind::Buffer,
+            None,
+            tensor(&[0.0]),
+            false,
+            String::new(),
+        )
+        .unwrap();
+        let digest = set.content_digest().unwrap();
+        let w = || tensor(&[1.0; 4]);
+        let one = || tensor(&[1.0]);
+        for (list, grads, expected) in [
+            (
+                vec!["w", "c"],
+                vec![w(), one()],
+                "no parameter is named `c`; did you mean `b`?",
+            ),
+            (
+                vec!["w", "b"],
+                vec![w(), w()],
+                "sgd: parameter `b` has shape [1] and dtype f32, the gradient has shape [4] and dtype f32",
+            ),
+            (
+                vec!["w"],
+                vec![w(), w()],
+                "sgd: 1 names but 2 gradients; give one gradient for each name, in order",
+            ),
+            (
+                vec!["w", "w"],
+                vec![w(), w()],
+                "sgd: parameter `w` is named twice; add its gradients first",
+            ),
+            (
+                vec!["w", "m"],
+                vec![w(), one()],
+                "sgd: parameter `m` is a buffer; set it with assign",
+            ),
+        ] {
+            assert_eq!(
+                set.sgd(&names(&list), &grads, &SGD)
+                    .unwrap_err()
+                    .to_string(),
+                expected
+            );
+            assert_eq!(set.content_digest().unwrap(), digest);
+        }
+        set.set_trainable("b", false).unwrap();
+        assert_eq!(
+            set.adam(&names(&["b"]), &[one()], &ADAM)
+                .unwrap_err()
+                .to_string(),
+            "adam: parameter `b` is not trainable; leave it out of the list of names, or let the run file train it"
+        );
+    }
+
+    #[test]
+    fn other_misuse_is_refused_by_name() {
+        let mut set = sample();
+        assert_eq!(
+            set.create("w", Kind::Weight, None, tensor(&[1.0]), true, String::new())
+                .unwrap_err()
+                .to_string(),
+            "a parameter named `w` exists already; choose another name, or change it with assign"
+        );
+        let whole = Tensor::from_vec(vec![1i64], &[1]).unwrap();
+        assert_eq!(
+            set.create("i", Kind::Weight, None, whole, true, String::new())
+                .unwrap_err()
+                .to_string(),
+            "parameter `i` of kind weight has dtype i64; only a buffer may be other than f32 or f64"
+        );
+        assert_eq!(
+            set.set_mask("w", Some(&flags(&[true])), false)
+                .unwrap_err()
+                .to_string(),
+            "set-mask: parameter `w` has shape [4] and dtype f32, the mask has shape [1] and dtype bool"
+        );
+        assert_eq!(
+            set.rollback("best").unwrap_err().to_string(),
+            "no snapshot is tagged `best`; none has been taken yet"
+        );
+        set.snapshot("start");
+        assert_eq!(
+            set.rollback("best").unwrap_err().to_string(),
+            "no snapshot is tagged `best`; there are `start`"
+        );
+    }
+}
