@@ -512,3 +512,114 @@ fn is_version(text: &str) -> bool {
     let parts: Vec<&str> = core.split('.').collect();
     parts.len() == 3 && parts.into_iter().all(number) && rest_ok && text.len() != core.len() + 1
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn registry(plugins: &str) -> Result<Registry, Diagnostic> {
+        let text = format!("schema = 1\n{plugins}");
+        Registry::check(Document::parse(Path::new("p/registry.toml"), text)?)
+    }
+
+    fn plugin(name: &str, slot: &str, source: &str) -> String {
+        format!(
+            "[[plugin]]\nname = \"{name}\"\nversion = \"0.1.0\"\nslot = \"{slot}\"\nsummary = \"s\"\n\
+             interface = \"0.1\"\nlicence = \"MIT\"\nsource = {source}\n"
+        )
+    }
+
+    #[test]
+    fn sources_start_at_the_registrys_folder() {
+        let digest = "AB".repeat(32);
+        let file = format!("{{ file = \"x.wasm\", sha256 = \"{digest}\" }}");
+        let text =
+            plugin("a", "trainer", "{ path = \"plugins/a\" }") + &plugin("b", "pruner", &file);
+        let registry = registry(&text).unwrap();
+        assert_eq!(
+            registry.entries[0].source,
+            Source::Path("p/plugins/a".into())
+        );
+        let want = Source::File {
+            file: "p/x.wasm".into(),
+            sha256: "ab".repeat(32),
+        };
+        assert_eq!(registry.entries[1].source, want);
+        assert_eq!(
+            (registry.entries[0].line, registry.entries[1].line),
+            (2, 10)
+        );
+    }
+
+    #[test]
+    fn only_the_slot_asked_for_is_suggested() {
+        let path = "{ path = \"x\" }";
+        let text = plugin("magnitude", "pruner", path) + &plugin("mono-forward", "trainer", path);
+        let registry = registry(&text).unwrap();
+        assert_eq!(
+            registry.lookup("mono-forward", Slot::Trainer).unwrap().name,
+            "mono-forward"
+        );
+        let want = "error: unknown plugin `magnitud`
+  expected  `mono-forward`
+  registry  p/registry.toml";
+        assert_eq!(
+            registry
+                .lookup("magnitud", Slot::Trainer)
+                .unwrap_err()
+                .to_string(),
+            want
+        );
+        let error = registry.lookup("magnitud", Slot::Pruner).unwrap_err();
+        assert_eq!(error.help.as_deref(), Some("did you mean `magnitude`?"));
+    }
+
+    #[test]
+    fn a_file_is_read_only_if_its_digest_is_the_registrys() {
+        let folder = std::env::temp_dir().join(format!("espalier-registry-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("x.wasm");
+        std::fs::write(&file, b"abc").unwrap();
+        // The digest of "abc" in FIPS 180-4.
+        let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let source = format!("{{ file = \"{}\", sha256 = \"{digest}\" }}", file.display());
+        let registry = registry(&plugin("a", "pruner", &source)).unwrap();
+        let entry = registry.lookup("a", Slot::Pruner).unwrap();
+        let resolved = registry.resolve(&[entry], &mut |_| ()).unwrap();
+        assert_eq!(
+            (resolved[0].bytes.as_slice(), resolved[0].sha256.as_str()),
+            (&b"abc"[..], digest)
+        );
+        std::fs::write(&file, b"abd").unwrap();
+        let error = registry
+            .resolve(&[entry], &mut |_| ())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&format!("expected  sha256 {digest}")),
+            "{error}"
+        );
+        assert!(
+            error.contains(&format!("found     sha256 {}", sha256_hex(b"abd"))),
+            "{error}"
+        );
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn versions_are_three_numbers() {
+        assert!(
+            ["0.1.0", "1.20.3", "1.0.0-rc.1", "1.0.0+build"]
+                .into_iter()
+                .all(is_version)
+        );
+        assert!(
+            ![
+                "1", "1.0", "1.0.0.0", "01.0.0", "1.0.x", "v1.0.0", "1.0.0-", ""
+            ]
+            .into_iter()
+            .any(is_version)
+        );
+    }
+}

@@ -375,14 +375,23 @@ fn model(field: &Field<'_, '_>) -> Option<Vec<LayerPlan>> {
     if items.is_empty() {
         return list.refuse("at least one layer");
     }
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    let mut names: BTreeSet<String> = BTreeSet::new();
+    // Names that the file gives come first: a layer without one takes a number that is free.
+    let given_name = |item: &Field<'_, '_>| match &item.item.value {
+        Value::Table(table) => match &table.get("name")?.1.value {
+            Value::Text(name) => Some(name.clone()),
+            _ => None,
+        },
+        _ => None,
+    };
+    let mut taken: BTreeSet<String> = items.iter().filter_map(given_name).collect();
+    let mut before: Vec<String> = Vec::new();
     let mut layers = Vec::new();
     let mut whole = true;
     for item in items {
-        match layer(&item, &mut counts, &names) {
+        // After a wrong layer, what later ones read cannot be judged.
+        match layer(&item, &mut taken, &before, whole) {
             Some(layer) => {
-                names.insert(layer.name.clone());
+                before.push(layer.name.clone());
                 layers.push(layer);
             }
             None => whole = false,
@@ -391,39 +400,51 @@ fn model(field: &Field<'_, '_>) -> Option<Vec<LayerPlan>> {
     whole.then_some(layers)
 }
 
+/// What a layer's name may not be, because a plugin asks for the batch's fields by these names.
+const FIELDS: [&str; 3] = ["inputs", "targets", "input"];
+
 fn layer(
     item: &Field<'_, '_>,
-    counts: &mut BTreeMap<String, usize>,
-    before: &BTreeSet<String>,
+    taken: &mut BTreeSet<String>,
+    before: &[String],
+    before_is_whole: bool,
 ) -> Option<LayerPlan> {
     let fields = item.open_table(&[])?;
     let kind = fields
         .require("kind", "add kind = \"linear\", or another kind of layer")?
         .text()?
         .to_string();
-    let count = counts.entry(kind.clone()).or_default();
-    *count += 1;
-    let given = fields.get("name");
-    let name = match &given {
-        Some(field) => field.text()?.to_string(),
-        None => format!("{kind}{count}"),
+    let name = match fields.get("name") {
+        Some(field) => {
+            let name = field.text()?.to_string();
+            if FIELDS.contains(&name.as_str()) || name.contains(['/', '.']) {
+                let error = Diagnostic::new(format!("a layer cannot be called `{name}`"));
+                field.error(
+                    error.expected("a name without / and . that is not a field of the data"),
+                );
+                return None;
+            }
+            if before.contains(&name) {
+                let error = Diagnostic::new(format!("two layers are called `{name}`"));
+                field.error(error.help("give one of them another `name`"));
+                return None;
+            }
+            name
+        }
+        None => {
+            let mut number = 1;
+            while !taken.insert(format!("{kind}{number}")) {
+                number += 1;
+            }
+            format!("{kind}{number}")
+        }
     };
-    if before.contains(&name) || name == "inputs" {
-        let place = given.as_ref().unwrap_or(item);
-        let error = Diagnostic::new(format!("two layers are called `{name}`"))
-            .help("give one of them another `name`");
-        place.error(if name == "inputs" {
-            error.detail("because", "`inputs` is the data's own name")
-        } else {
-            error
-        });
-        return None;
-    }
     let mut inputs = Vec::new();
     if let Some(field) = fields.get("inputs") {
         for input in field.list("a list of names of earlier layers")? {
             let wanted = input.text()?;
-            if wanted != "inputs" && !before.contains(wanted) {
+            let known = wanted == "inputs" || before.iter().any(|name| name == wanted);
+            if before_is_whole && !known {
                 let valid = || before.iter().map(String::as_str).chain(["inputs"]);
                 let near = nearest(wanted, valid()).map(|near| format!("did you mean `{near}`?"));
                 let error = Diagnostic::new(format!(
@@ -793,9 +814,42 @@ error: `epochs` is out of range
         let text = GOOD.replace("[\"c\", \"relu1\"]", "[\"c\", \"relu2\"]");
         let want = "error: layer `add1` reads `relu2`, which is no earlier layer
   at        x/run.toml:15:34, model.layers.3.inputs.1
-  expected  `c`, `linear1`, `relu1` or `inputs`
+  expected  `linear1`, `relu1`, `c` or `inputs`
   help      did you mean `relu1`?";
         assert_eq!(error(&text, &Overrides::default()), want);
+    }
+
+    #[test]
+    fn a_layer_without_a_name_takes_a_free_number() {
+        let text = GOOD
+            .replace("name = \"c\"", "name = \"linear1\"")
+            .replace("\"c\"", "\"linear1\"");
+        let plan = read_with(&text, &Overrides::default()).unwrap();
+        let names: Vec<&str> = plan.model.iter().map(|layer| layer.name.as_str()).collect();
+        assert_eq!(names, ["linear2", "relu1", "linear1", "add1", "linear3"]);
+    }
+
+    #[test]
+    fn the_reference_names_every_key() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/run-file.md");
+        let text = std::fs::read_to_string(file).unwrap();
+        let tables: [&[&str]; 8] = [
+            &ROOT,
+            &RUN,
+            &DATA,
+            &SOURCES,
+            &SCHEDULE,
+            &PLUGIN,
+            &LIMITS,
+            &CHECKPOINT,
+        ];
+        for key in tables.into_iter().flatten() {
+            let forms = [format!("`{key}`"), format!("`[{key}]`")];
+            assert!(
+                forms.iter().any(|form| text.contains(form)),
+                "docs/run-file.md: {key}"
+            );
+        }
     }
 
     #[test]

@@ -1,0 +1,112 @@
+//! Building plugins from source, on packages of a few lines. Needs cargo and the wasm target, as every run does
+//! whose plugins are folders.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use espalier_runtime::events::{BuildStage, Building};
+use espalier_runtime::plugin_build::build;
+use espalier_runtime::registry::sha256_hex;
+
+/// A folder that goes when the test is over.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder =
+            std::env::temp_dir().join(format!("espalier-build-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(folder.join("src")).unwrap();
+        // Other tests' folders and the surrounding workspace are none of this package's business.
+        let manifest = "[package]\nname = \"tiny\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\
+                        [lib]\ncrate-type = [\"cdylib\"]\n[workspace]\n";
+        std::fs::write(folder.join("Cargo.toml"), manifest).unwrap();
+        std::fs::write(folder.join("src/lib.rs"), SOURCE).unwrap();
+        Folder(folder.canonicalize().unwrap())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The panic's message holds the file's name, which must not be that of the folder.
+const SOURCE: &str = "#[unsafe(no_mangle)]\npub extern \"C\" fn half(x: u32) -> u32 {\n    \
+                      assert!(x % 2 == 0, \"odd\");\n    x / 2\n}\n";
+
+fn build_one(folder: &Path) -> (Vec<u8>, bool, Vec<Building>) {
+    let mut said = Vec::new();
+    let built = build(&[("tiny", folder)], &mut |building| {
+        said.push(building.clone())
+    })
+    .unwrap();
+    let (_, built) = &built[0];
+    (std::fs::read(&built.file).unwrap(), built.fresh, said)
+}
+
+#[test]
+fn the_digest_does_not_depend_on_the_folder_and_a_second_build_does_nothing() {
+    let (one, other) = (Folder::new("one"), Folder::new("a-longer-name"));
+    let (bytes, fresh, said) = build_one(&one.0);
+    assert!(!fresh);
+    assert_eq!(
+        said.last().map(|building| building.stage),
+        Some(BuildStage::Done)
+    );
+    let (same, _, _) = build_one(&other.0);
+    assert_eq!(sha256_hex(&bytes), sha256_hex(&same));
+    let name = one.0.to_str().unwrap().as_bytes();
+    assert!(
+        !bytes.windows(name.len()).any(|window| window == name),
+        "the folder is in the component"
+    );
+
+    let (again, fresh, said) = build_one(&one.0);
+    assert!(fresh && said.is_empty(), "{said:?}");
+    assert_eq!(again, bytes);
+}
+
+#[test]
+fn a_build_that_fails_shows_what_the_compiler_said() {
+    let folder = Folder::new("broken");
+    std::fs::write(
+        folder.0.join("src/lib.rs"),
+        "pub fn f() -> u32 { \"text\" }\n",
+    )
+    .unwrap();
+    let error = build(&[("tiny", &folder.0)], &mut |_| ())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("error: plugin `tiny` does not build\n"),
+        "{error}"
+    );
+    assert!(
+        error.contains("error[E0308]: mismatched types") && error.contains("src/lib.rs:1:21"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_package_without_a_component_is_refused() {
+    let folder = Folder::new("rlib");
+    let manifest = std::fs::read_to_string(folder.0.join("Cargo.toml")).unwrap();
+    std::fs::write(
+        folder.0.join("Cargo.toml"),
+        manifest.replace("cdylib", "rlib"),
+    )
+    .unwrap();
+    let error = build(&[("tiny", &folder.0)], &mut |_| ())
+        .unwrap_err()
+        .to_string();
+    let want = format!(
+        "error: the package of plugin `tiny` gives no component
+  at        {}/Cargo.toml
+  expected  [lib] with crate-type = [\"cdylib\"], or [\"cdylib\", \"rlib\"]",
+        folder.0.display()
+    );
+    assert_eq!(error, want);
+}
