@@ -11,6 +11,8 @@ use crate::tensor::Tensor;
 use crate::threads::for_blocks;
 use crate::{dtype::Element, lanes::Real, ops};
 
+pub use crate::ops::recurrent::{lstm, rnn};
+
 /// `x[.., in]` times the transpose of `w[out, in]`, plus `bias[out]`: [.., out].
 ///
 /// # Errors

@@ -260,3 +260,34 @@ fn layers() {
     check("group_sort", &[&[3, 6]], &|x| nn::group_sort(&x[0], 3));
     check("hardtanh", &[&[4, 5]], &|x| nn::hardtanh(&x[0], -0.5, 0.8));
 }
+
+#[test]
+fn attention() {
+    let attend = ops::scaled_dot_product_attention;
+    check("attention", &[&[2, 3, 2], &[2, 4, 2], &[2, 4, 3]], &|x| {
+        attend(&x[0], &x[1], &x[2], None, false)
+    });
+    check(
+        "causal attention",
+        &[&[2, 4, 2], &[2, 4, 2], &[2, 4, 2], &[4]],
+        &|x| attend(&x[0], &x[1], &x[2], Some(&x[3]), true),
+    );
+    check(
+        "attention with broadcasting",
+        &[&[2, 2, 3, 2], &[1, 4, 2], &[2, 1, 4, 2], &[2, 1, 3, 1]],
+        &|x| attend(&x[0], &x[1], &x[2], Some(&x[3]), false),
+    );
+}
+
+#[test]
+fn recurrence() {
+    check("lstm", &[&[2, 3, 2], &[8, 2], &[8, 2], &[8], &[8]], &|x| {
+        nn::lstm(&x[0], &x[1], &x[2], Some(&x[3]), Some(&x[4]))
+    });
+    check("lstm of one step", &[&[2, 1, 2], &[4, 2], &[4, 1]], &|x| {
+        nn::lstm(&x[0], &x[1], &x[2], None, None)
+    });
+    check("rnn", &[&[2, 4, 3], &[2, 3], &[2, 2], &[2]], &|x| {
+        nn::rnn(&x[0], &x[1], &x[2], None, Some(&x[3]))
+    });
+}

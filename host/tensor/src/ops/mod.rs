@@ -1,5 +1,6 @@
 //! The operations, one family a file. Each stands with its shape rule, its kernel and its gradient rule.
 
+mod attention;
 pub(crate) mod conv;
 mod create;
 mod elementwise;
@@ -7,6 +8,7 @@ mod index;
 mod matmul;
 mod norm;
 pub(crate) mod pool;
+pub(crate) mod recurrent;
 mod reduce;
 mod replay;
 pub(crate) mod rows;
@@ -14,6 +16,7 @@ mod shape;
 mod softmax;
 mod sort;
 
+pub use attention::scaled_dot_product_attention;
 pub use conv::conv2d;
 pub use create::{arange, astype};
 pub use elementwise::{

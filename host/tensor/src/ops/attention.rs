@@ -1,0 +1,497 @@
+//! Scaled dot-product attention.
+
+use rayon::prelude::*;
+
+use crate::autograd::{self, Flow, Gradients, record};
+use crate::dtype::{Element, with_float};
+use crate::error::{Error, Result};
+use crate::gemm::{multiply, rows, transposed};
+use crate::lanes::{Real, max_of, simd_fn, sum_by};
+use crate::layout::{Dims, broadcast_shapes, broadcast_strides};
+use crate::ops;
+use crate::ops::replay::replay;
+use crate::ops::rows::one_float_type;
+use crate::tensor::Tensor;
+use crate::threads::SERIAL_LIMIT;
+
+/// softmax(q kT / sqrt(d) + bias) v for q[.., t, d], k[.., s, d], v[.., s, e]: [.., t, e].
+///
+/// Leading axes broadcast. `bias` broadcasts to [.., t, s] and is added to the scores, so that -inf hides a
+/// key from a query. With `causal`, query i sees keys 0 to i only. A query that sees no key by its bias
+/// gives NaN. Scores are never kept: the gradient computes them again.
+///
+/// # Errors
+/// [`Error::Shape`] where the sizes do not fit, [`Error::DType`], [`Error::Rank`], [`Error::Budget`].
+pub fn scaled_dot_product_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    bias: Option<&Tensor>,
+    causal: bool,
+) -> Result<Tensor> {
+    const OP: &str = "scaled_dot_product_attention";
+    let mut parents = vec![q, k, v];
+    parents.extend(bias);
+    one_float_type(OP, &parents)?;
+    let shapes: Vec<&[usize]> = parents.iter().map(|p| p.shape()).collect();
+    let refuse = |expected: &str| Err(Error::shape(OP, expected, &shapes));
+    let ([lead_q @ .., t, d], [lead_k @ .., s, dk], [lead_v @ .., sv, e]) =
+        (q.shape(), k.shape(), v.shape())
+    else {
+        return refuse("needs queries [.., t, d], keys [.., s, d] and values [.., s, e]");
+    };
+    if d != dk || s != sv {
+        return refuse("needs queries [.., t, d], keys [.., s, d] and values [.., s, e]");
+    }
+    let lead = broadcast_shapes(lead_q, lead_k).and_then(|l| broadcast_shapes(&l, lead_v));
+    let Some(lead) = lead else {
+        return refuse("the leading axes of queries, keys and values must broadcast");
+    };
+    let mut score_shape = lead;
+    score_shape.push(*t);
+    score_shape.push(*s);
+    if bias.is_some_and(|b| broadcast_strides(b.layout(), &score_shape).is_none()) {
+        return refuse("the bias must broadcast to [.., t, s]");
+    }
+    let sizes = Sizes {
+        batch: lead.iter().product(),
+        t: *t,
+        s: *s,
+        d: *d,
+        e: *e,
+        causal,
+    };
+    let mut out_shape = lead;
+    out_shape.push(*t);
+    out_shape.push(*e);
+
+    let dense = [
+        spread(OP, q, &lead)?,
+        spread(OP, k, &lead)?,
+        spread(OP, v, &lead)?,
+    ];
+    let out = with_float!(OP, q.dtype(), T => {
+        let [qd, kd, vd] = [dense[0].data::<T>()?, dense[1].data::<T>()?, dense[2].data::<T>()?];
+        let bias = Bias::<T>::of(OP, bias, &score_shape)?;
+        Tensor::build::<T>(OP, &out_shape, |out| forward(&sizes, qd, kd, vd, &bias, out))?
+    });
+    let kept: Vec<Tensor> = parents.iter().map(|&p| p.clone()).collect();
+    Ok(record(OP, out, &parents, move |flow| {
+        if autograd::grad_enabled() {
+            let parents: Vec<&Tensor> = kept.iter().collect();
+            return replay(flow, &parents, |p| {
+                composed(&p[0], &p[1], &p[2], p.get(3), &sizes)
+            });
+        }
+        with_float!(OP, dense[0].dtype(), T => gradients::<T>(OP, flow, &dense, kept.get(3), &sizes, &lead))
+    }))
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    t: usize,
+    s: usize,
+    d: usize,
+    e: usize,
+    causal: bool,
+}
+
+impl Sizes {
+    /// Queries per block: its scores stay in cache.
+    fn block(&self) -> usize {
+        ((64 * 1024) / self.s.max(1)).clamp(8, 64)
+    }
+    /// Keys that queries up to `last` (exclusive) see.
+    fn seen(&self, last: usize) -> usize {
+        if self.causal {
+            self.s.min(last)
+        } else {
+            self.s
+        }
+    }
+    fn scale<T: Real>(&self) -> T {
+        T::of(1.0 / (self.d as f64).sqrt())
+    }
+}
+
+/// The elements without a graph, contiguous, with the leading axes broadcast.
+fn spread(op: &'static str, t: &Tensor, lead: &Dims) -> Result<Tensor> {
+    let mut shape = *lead;
+    for &size in &t.shape()[t.rank() - 2..] {
+        shape.push(size);
+    }
+    if *t.shape() == *shape {
+        t.dense(op)
+    } else {
+        ops::broadcast_to(&t.detach(), &shape)?.dense(op)
+    }
+}
+
+/// A bias as the kernels read it: strides of 0 along axes that it is broadcast over.
+struct Bias<'a, T> {
+    data: &'a [T],
+    offset: usize,
+    strides: Dims,
+    lead: Dims,
+}
+
+impl<'a, T: Element + Real> Bias<'a, T> {
+    fn of(op: &'static str, bias: Option<&'a Tensor>, shape: &Dims) -> Result<Option<Bias<'a, T>>> {
+        let Some(bias) = bias else { return Ok(None) };
+        let strides = broadcast_strides(bias.layout(), shape).ok_or_else(|| Error::Internal {
+            op,
+            problem: "a checked bias stopped broadcasting".into(),
+        })?;
+        let lead = Dims::new(op, &shape[..shape.len() - 2])?;
+        Ok(Some(Bias {
+            data: bias.storage_slice::<T>(op)?,
+            offset: bias.layout().offset,
+            strides,
+            lead,
+        }))
+    }
+
+    /// Where the bias of a batch item's row begins, and the step from key to key.
+    fn row(&self, batch: usize, row: usize) -> (&'a [T], usize) {
+        let (mut at, mut rest) = (self.offset, batch);
+        for axis in (0..self.lead.len()).rev() {
+            at += rest % self.lead[axis] * self.strides[axis];
+            rest /= self.lead[axis];
+        }
+        at += row * self.strides[self.lead.len()];
+        (&self.data[at..], self.strides[self.lead.len() + 1])
+    }
+}
+
+/// Probabilities of queries `from..to` of one batch item in `p`, row-major over the keys they see.
+fn probabilities<T: Element + Real>(
+    g: &Sizes,
+    (batch, from, to): (usize, usize, usize),
+    q: &[T],
+    k: &[T],
+    bias: &Option<Bias<T>>,
+    p: &mut [T],
+) {
+    let columns = g.seen(to);
+    let q = &q[(batch * g.t + from) * g.d..];
+    let k = &k[batch * g.s * g.d..(batch + 1) * g.s * g.d];
+    multiply(
+        to - from,
+        columns,
+        g.d,
+        rows(q, g.d),
+        transposed(k, g.d),
+        T::ZERO,
+        p,
+        columns,
+    );
+    if columns == 0 {
+        return;
+    }
+    for (i, p) in p.chunks_exact_mut(columns).take(to - from).enumerate() {
+        let (bias, step) = match bias {
+            Some(bias) => bias.row(batch, from + i),
+            None => (&[][..], 0),
+        };
+        let seen = g.seen(from + i + 1);
+        attend(&mut p[..seen], g.scale(), bias, step);
+        p[seen..].fill(T::ZERO);
+    }
+}
+
+simd_fn! {
+    /// Scores to probabilities, in place. An empty bias means none.
+    fn attend<T>(p: &mut [T], scale: T, bias: &[T], step: usize) {
+        if bias.is_empty() {
+            for p in p.iter_mut() {
+                *p *= scale;
+            }
+        } else if step == 1 {
+            for (p, &b) in p.iter_mut().zip(bias) {
+                *p = *p * scale + b;
+            }
+        } else {
+            for (i, p) in p.iter_mut().enumerate() {
+                *p = *p * scale + bias[i * step];
+            }
+        }
+        let max = max_of(p);
+        for p in p.iter_mut() {
+            *p = (*p - max).fast_exp();
+        }
+        let normaliser = T::ONE / sum_by(p.len(), |i| p[i]);
+        for p in p.iter_mut() {
+            *p *= normaliser;
+        }
+    }
+}
+
+fn forward<T: Element + Real>(
+    g: &Sizes,
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    bias: &Option<Bias<T>>,
+    out: &mut [T],
+) {
+    if out.is_empty() {
+        return;
+    }
+    let block = g.block();
+    let per_item = g.t.div_ceil(block);
+    let pieces: Vec<&mut [T]> = out
+        .chunks_mut(g.t * g.e)
+        .flat_map(|item| item.chunks_mut(block * g.e))
+        .collect();
+    let work = |scratch: &mut Vec<T>, (index, out): (usize, &mut [T])| {
+        let (batch, from) = (index / per_item, index % per_item * block);
+        let to = from + out.len() / g.e;
+        let columns = g.seen(to);
+        scratch.resize(block * g.s, T::ZERO);
+        probabilities(g, (batch, from, to), q, k, bias, scratch);
+        let v = &v[batch * g.s * g.e..];
+        multiply(
+            to - from,
+            g.e,
+            columns,
+            rows(scratch, columns),
+            rows(v, g.e),
+            T::ZERO,
+            out,
+            g.e,
+        );
+    };
+    let operations = g
+        .batch
+        .saturating_mul(g.t)
+        .saturating_mul(g.s)
+        .saturating_mul(g.d + g.e);
+    if operations <= SERIAL_LIMIT {
+        let mut scratch = Vec::new();
+        pieces
+            .into_iter()
+            .enumerate()
+            .for_each(|piece| work(&mut scratch, piece));
+    } else {
+        pieces
+            .into_par_iter()
+            .enumerate()
+            .for_each_init(Vec::new, work);
+    }
+}
+
+/// What one batch item's gradient pass writes; the bias's share may be empty.
+struct Item<'a, T> {
+    dq: &'a mut [T],
+    dk: &'a mut [T],
+    dv: &'a mut [T],
+    ds: &'a mut [T],
+}
+
+fn gradients<T: Element + Real>(
+    op: &'static str,
+    flow: &Flow,
+    dense: &[Tensor; 3],
+    bias: Option<&Tensor>,
+    g: &Sizes,
+    lead: &Dims,
+) -> Result<Gradients> {
+    let dy = flow.grad.dense(op)?;
+    let dy = dy.data::<T>()?;
+    let [q, k, v] = [
+        dense[0].data::<T>()?,
+        dense[1].data::<T>()?,
+        dense[2].data::<T>()?,
+    ];
+    let mut score_shape = *lead;
+    score_shape.push(g.t);
+    score_shape.push(g.s);
+    let read_bias = Bias::<T>::of(op, bias, &score_shape)?;
+    let with_scores = bias.is_some() && flow.needs(3);
+    let ds_shape: Vec<usize> = if with_scores {
+        score_shape.to_vec()
+    } else {
+        vec![0]
+    };
+    let mut all: Vec<Tensor> = Vec::new();
+    let dq = Tensor::try_build::<T>(op, dense[0].shape(), |dq| {
+        let dk = Tensor::try_build::<T>(op, dense[1].shape(), |dk| {
+            let dv = Tensor::try_build::<T>(op, dense[2].shape(), |dv| {
+                let ds = Tensor::build::<T>(op, &ds_shape, |ds| {
+                    backward(g, [q, k, v, dy], &read_bias, Item { dq, dk, dv, ds });
+                })?;
+                all.push(ds);
+                Ok(())
+            })?;
+            all.push(dv);
+            Ok(())
+        })?;
+        all.push(dk);
+        Ok(())
+    })?;
+    all.push(dq);
+    all.reverse();
+    let mut gradients: Gradients = all.into_iter().map(Some).collect();
+    if bias.is_none() {
+        gradients.truncate(3);
+    } else if !with_scores {
+        gradients[3] = None;
+    }
+    Ok(gradients)
+}
+
+fn backward<T: Element + Real>(
+    g: &Sizes,
+    [q, k, v, dy]: [&[T]; 4],
+    bias: &Option<Bias<T>>,
+    all: Item<T>,
+) {
+    if g.batch == 0 || g.t == 0 || g.s == 0 {
+        return; // gradients were made as zeros
+    }
+    let mut items: Vec<Item<T>> = Vec::with_capacity(g.batch);
+    let (mut dq, mut dk, mut dv, mut ds) = (all.dq, all.dk, all.dv, all.ds);
+    let scores = if ds.is_empty() { 0 } else { g.t * g.s };
+    for _ in 0..g.batch {
+        let (a, rest) = dq.split_at_mut(g.t * g.d);
+        dq = rest;
+        let (b, rest) = dk.split_at_mut(g.s * g.d);
+        dk = rest;
+        let (c, rest) = dv.split_at_mut(g.s * g.e);
+        dv = rest;
+        let (d, rest) = ds.split_at_mut(scores);
+        ds = rest;
+        items.push(Item {
+            dq: a,
+            dk: b,
+            dv: c,
+            ds: d,
+        });
+    }
+    let block = g.block();
+    let work = |scratch: &mut (Vec<T>, Vec<T>), (batch, item): (usize, Item<T>)| {
+        scratch.0.resize(block * g.s, T::ZERO);
+        scratch.1.resize(block * g.s, T::ZERO);
+        let keys = &k[batch * g.s * g.d..(batch + 1) * g.s * g.d];
+        let values = &v[batch * g.s * g.e..(batch + 1) * g.s * g.e];
+        let mut from = 0;
+        while from < g.t {
+            let to = (from + block).min(g.t);
+            let (n, columns) = (to - from, g.seen(to));
+            let p = &mut scratch.0[..n * columns];
+            probabilities(g, (batch, from, to), q, k, bias, p);
+            let given = &dy[(batch * g.t + from) * g.e..(batch * g.t + to) * g.e];
+            let queries = &q[(batch * g.t + from) * g.d..(batch * g.t + to) * g.d];
+            // dv += pT dy
+            multiply(
+                columns,
+                g.e,
+                n,
+                transposed(p, columns),
+                rows(given, g.e),
+                T::ONE,
+                item.dv,
+                g.e,
+            );
+            // dp = dy vT, then ds = p (dp - sum(dp p))
+            let dp = &mut scratch.1[..n * columns];
+            multiply(
+                n,
+                columns,
+                g.e,
+                rows(given, g.e),
+                transposed(values, g.e),
+                T::ZERO,
+                dp,
+                columns,
+            );
+            score_gradients(p, dp, columns);
+            if !item.ds.is_empty() {
+                for (ds, dp) in item.ds[from * g.s..]
+                    .chunks_exact_mut(g.s)
+                    .zip(dp.chunks_exact(columns))
+                {
+                    ds[..columns].copy_from_slice(dp);
+                }
+            }
+            for dp in dp.iter_mut() {
+                *dp *= g.scale();
+            }
+            // dq = ds k, dk += dsT q
+            let dq = &mut item.dq[from * g.d..to * g.d];
+            multiply(
+                n,
+                g.d,
+                columns,
+                rows(dp, columns),
+                rows(keys, g.d),
+                T::ZERO,
+                dq,
+                g.d,
+            );
+            multiply(
+                columns,
+                g.d,
+                n,
+                transposed(dp, columns),
+                rows(queries, g.d),
+                T::ONE,
+                item.dk,
+                g.d,
+            );
+            from = to;
+        }
+    };
+    let operations = g
+        .batch
+        .saturating_mul(g.t)
+        .saturating_mul(g.s)
+        .saturating_mul(g.d + g.e);
+    if operations <= SERIAL_LIMIT {
+        let mut scratch = (Vec::new(), Vec::new());
+        items
+            .into_iter()
+            .enumerate()
+            .for_each(|item| work(&mut scratch, item));
+    } else {
+        items
+            .into_par_iter()
+            .enumerate()
+            .for_each_init(|| (Vec::new(), Vec::new()), work);
+    }
+}
+
+simd_fn! {
+    fn score_gradients<T>(p: &[T], dp: &mut [T], columns: usize) {
+        for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {
+            let dot = sum_by(columns, |i| p[i] * dp[i]);
+            for (dp, &p) in dp.iter_mut().zip(p) {
+                *dp = p * (*dp - dot);
+            }
+        }
+    }
+}
+
+/// The same from primitive operations.
+fn composed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    bias: Option<&Tensor>,
+    g: &Sizes,
+) -> Result<Tensor> {
+    let mut order: Vec<usize> = (0..k.rank()).collect();
+    order.swap(k.rank() - 2, k.rank() - 1);
+    let scores = ops::matmul(q, &ops::permute_dims(k, &order)?)?;
+    let mut scores = ops::multiply(&scores, g.scale::<f64>())?;
+    if let Some(bias) = bias {
+        scores = ops::add(&scores, bias)?;
+    }
+    if g.causal {
+        let seen: Vec<bool> = (0..g.t * g.s).map(|i| i % g.s <= i / g.s).collect();
+        let seen = Tensor::from_vec(seen, &[g.t, g.s])?;
+        scores = ops::where_(&seen, &scores, f64::NEG_INFINITY)?;
+    }
+    ops::matmul(&ops::softmax(&scores, -1)?, v)
+}
