@@ -147,6 +147,30 @@ impl Diagnostic {
 /// Longest label that others are aligned to; a longer one moves its own text only.
 const LABEL_LIMIT: usize = 12;
 
+/// Longest line of a list of what is valid, in characters.
+const LINE_LIMIT: usize = 96;
+
+/// Lines of at most `limit` characters, broken at spaces; a longer word has a line of its own.
+fn wrapped(text: &str, limit: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line)
+                if line
+                    .chars()
+                    .count()
+                    .saturating_add(1 + word.chars().count())
+                    <= limit =>
+            {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_string()),
+        }
+    }
+    lines
+}
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rows: Vec<(&str, String)> = Vec::new();
@@ -171,11 +195,21 @@ impl fmt::Display for Diagnostic {
         write!(f, "error: {}", self.what)?;
         for (label, text) in &rows {
             write!(f, "\n  {label:width$}  ")?;
-            for (number, line) in text.lines().enumerate() {
+            // Lists of what is valid can be long; other people's output is left as it is.
+            let limit = if *label == "expected" {
+                LINE_LIMIT
+            } else {
+                usize::MAX
+            };
+            for (number, line) in text
+                .lines()
+                .flat_map(|line| wrapped(line, limit))
+                .enumerate()
+            {
                 if number > 0 {
                     write!(f, "\n  {:width$}  ", "")?;
                 }
-                f.write_str(line)?;
+                f.write_str(&line)?;
             }
         }
         for other in &self.more {

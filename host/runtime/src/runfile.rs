@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::diagnostic::{Diagnostic, nearest, one_of};
 use crate::document::{Document, Field, Fields, Origin, Reader, Value};
+use crate::model::{KINDS, KindInfo, Preset};
 use crate::plan::{
     CheckpointPlan, DataPlan, DataSource, LayerPlan, Length, Limits, Loss, Normalize, OnFailure,
     OptionValue, Plan, PluginPlan, SchedulePlan, Slot,
@@ -400,6 +401,9 @@ fn model(field: &Field<'_, '_>) -> Option<Vec<LayerPlan>> {
     whole.then_some(layers)
 }
 
+/// What every layer may say.
+const LAYER: [&str; 3] = ["kind", "name", "inputs"];
+
 /// What a layer's name may not be, because a plugin asks for the batch's fields by these names.
 const FIELDS: [&str; 3] = ["inputs", "targets", "input"];
 
@@ -410,10 +414,10 @@ fn layer(
     before_is_whole: bool,
 ) -> Option<LayerPlan> {
     let fields = item.open_table(&[])?;
-    let kind = fields
-        .require("kind", "add kind = \"linear\", or another kind of layer")?
-        .text()?
-        .to_string();
+    let kinds: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+    let kind = fields.require("kind", "add kind = \"linear\", or another kind of layer")?;
+    let info = &KINDS[kind.choice("kind of layer", &kinds)?];
+    let kind = info.name;
     let name = match fields.get("name") {
         Some(field) => {
             let name = field.text()?.to_string();
@@ -456,21 +460,80 @@ fn layer(
             inputs.push(wanted.to_string());
         }
     }
-    let mut settings = BTreeMap::new();
-    for key in fields
-        .table
-        .keys()
-        .filter(|key| !["kind", "name", "inputs"].contains(&key.as_str()))
-    {
-        let numbers = fields.get(key)?.numbers()?;
-        settings.insert(key.clone(), numbers);
-    }
+    let settings = settings(&fields, &name, info)?;
     Some(LayerPlan {
         name,
-        kind,
+        kind: info.name.to_string(),
         inputs,
         settings,
     })
+}
+
+/// What the file says of a layer's kind; settings that it leaves out are the model's to fill in. Whether they
+/// fit the shapes that reach the layer is the model's to judge as well.
+fn settings(
+    fields: &Fields<'_, '_>,
+    name: &str,
+    kind: &'static KindInfo,
+) -> Option<BTreeMap<String, Vec<f64>>> {
+    let mut whole = true;
+    let mut settings = BTreeMap::new();
+    for key in fields.table.keys() {
+        let field = fields.get(key)?;
+        let Some(info) = kind.settings.iter().find(|setting| setting.name == key) else {
+            if !LAYER.contains(&key.as_str()) {
+                let names = || {
+                    kind.settings
+                        .iter()
+                        .map(|setting| setting.name)
+                        .chain(["name", "inputs"])
+                };
+                let near = nearest(key, names()).map(|near| format!("did you mean `{near}`?"));
+                let what = format!("layer `{name}` ({}) has no setting `{key}`", kind.name);
+                field.error(
+                    Diagnostic::new(what)
+                        .expected(one_of(names()))
+                        .help_if(near),
+                );
+                whole = false;
+            }
+            continue;
+        };
+        let Some(numbers) = field.numbers() else {
+            whole = false;
+            continue;
+        };
+        let most = if info.pair { 2 } else { 1 };
+        if numbers.len() > most || !numbers.iter().all(|number| info.range.allows(*number)) {
+            let expected = info.range.expected();
+            let expected = if info.pair {
+                format!("{expected}, or two of them in a list")
+            } else {
+                expected
+            };
+            field.refuse::<()>(&expected);
+            whole = false;
+        }
+        settings.insert(key.clone(), numbers);
+    }
+    let names = || kind.settings.iter().map(|setting| setting.name);
+    for setting in kind.settings {
+        let given = settings.contains_key(setting.name) || fields.table.contains_key(setting.name);
+        let misspelt = || {
+            let unknown = |key: &&String| names().all(|name| name != key.as_str());
+            fields
+                .table
+                .keys()
+                .filter(unknown)
+                .any(|key| nearest(key, names()) == Some(setting.name))
+        };
+        if setting.default == Preset::Required && !given && !misspelt() {
+            let what = format!("layer `{name}` ({}) has no `{}`", kind.name, setting.name);
+            fields.error(Diagnostic::new(what).expected(setting.range.expected()));
+            whole = false;
+        }
+    }
+    whole.then_some(settings)
 }
 
 // Schedule.

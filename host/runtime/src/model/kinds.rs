@@ -60,7 +60,8 @@ pub enum Range {
 }
 
 impl Range {
-    fn expected(self) -> String {
+    /// What is legal, in words.
+    pub(crate) fn expected(self) -> String {
         match self {
             Range::Count(least) => format!("a whole number from {least} on"),
             Range::Flag => "true or false (1 or 0)".into(),
@@ -71,7 +72,8 @@ impl Range {
         }
     }
 
-    fn allows(self, x: f64) -> bool {
+    /// True if the number is legal.
+    pub(crate) fn allows(self, x: f64) -> bool {
         match self {
             // The upper end keeps products of sizes within reach of checked arithmetic.
             Range::Count(least) => {
