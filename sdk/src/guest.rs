@@ -109,7 +109,7 @@ pub mod trainer_adapter {
 
     pub fn predict<T: Trainer>(session: &Session<T>, batch: RawBatch) -> RawPrediction {
         let batch = Batch::from_raw(batch);
-        session.with(|plugin| plugin.predict(&batch).into_raw())
+        session.with(|plugin| crate::no_grad(|| plugin.predict(&batch)).into_raw())
     }
 
     pub fn set_knob<T: Trainer>(

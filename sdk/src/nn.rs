@@ -478,6 +478,9 @@ impl Tensor {
     /// A bool mask of the `keep` largest elements among those where `among` (bool, same shape) holds; ties by
     /// lower index. Never more than `among` has.
     pub fn keep_largest(&self, among: &Tensor, keep: u64) -> Tensor {
+        if keep == 0 {
+            return Tensor::full(&self.shape(), 0.0, Dtype::Bool);
+        }
         let flat = among.where_(self, f64::NEG_INFINITY).reshape(&[-1]);
         let (_, places) = flat.top_k(keep as u32, 0);
         let ones = Tensor::ones(&places.shape());

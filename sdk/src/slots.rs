@@ -70,7 +70,7 @@ pub trait Trainer: Sized + 'static {
     /// Per-sample losses [count], tracked to the run's parameters. Pure: no update, no state.
     fn objective(&self, batch: &Batch) -> Tensor;
 
-    /// Predictions for a batch of any size. Pure; randomness keyed by sample index.
+    /// Predictions for a batch of any size. Pure; randomness keyed by sample index. Runs without a graph.
     fn predict(&self, batch: &Batch) -> Prediction;
 
     /// Changes an option declared live, between steps.
