@@ -1,0 +1,366 @@
+//! From bytes to a component that may be instantiated: is it one, which slot does it fill, which interface
+//! version does it speak, what does it import, and is all of that allowed?
+//!
+//! Compiled code is kept by digest in a private directory and never accepted from anywhere else.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
+use wasmtime::component::types::ComponentItem;
+use wasmtime::{Config, Engine, WasmBacktraceDetails};
+
+use crate::diagnostic::{Diagnostic, nearest};
+use crate::host::bindings::trainer::espalier::plugin::options::{Kind, OptionInfo as WitOption, Value};
+use crate::host::session::Session;
+use crate::host::state::{RunState, Shared};
+use crate::options::{OptionInfo, OptionKind};
+use crate::plan::{Limits, OptionValue, Slot};
+
+/// How often the epoch advances; deadlines are kept to about this.
+pub const TICK: Duration = Duration::from_millis(5);
+
+/// The version of `wit/` that this host speaks.
+pub const INTERFACE: (u64, u64, u64) = (0, 1, 0);
+
+const PACKAGE: &str = "espalier:plugin/";
+
+/// Interfaces that every slot may import.
+const COMMON: [&str; 4] = ["log", "random", "run", "options"];
+
+/// What a slot may import beside [`COMMON`]: a capability is an import.
+pub fn granted(slot: Slot) -> &'static [&'static str] {
+    match slot {
+        Slot::Trainer => &[
+            "tensors", "autograd", "random-tensors", "parameters", "optim", "data", "data-publish", "model", "model-adopt",
+        ],
+        Slot::Pruner => &["tensors", "autograd", "random-tensors", "parameters", "data", "model"],
+    }
+}
+
+/// Every interface that some slot is granted, or will be: those a listing can say "no" to.
+pub const CAPABILITIES: [&str; 10] = [
+    "tensors", "autograd", "random-tensors", "parameters", "optim", "data", "data-publish", "model", "model-adopt",
+    "rollouts",
+];
+
+/// A component that passed all checks, compiled.
+#[derive(Clone)]
+pub struct Loaded {
+    component: Component,
+    /// The slot it fills.
+    pub slot: Slot,
+    /// SHA-256 of its bytes, hexadecimal.
+    pub sha256: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Interfaces of `espalier:plugin` that it imports.
+    pub imports: Vec<String>,
+    /// The interface version it was built for.
+    pub interface: String,
+}
+
+impl Loaded {
+    pub(crate) fn component(&self) -> &Component {
+        &self.component
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        self.component.engine()
+    }
+}
+
+/// What `espalier plugin inspect` shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// Its name for itself.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// One sentence.
+    pub summary: String,
+    /// The slot it fills.
+    pub slot: Slot,
+    /// The interface version it was built for.
+    pub interface: String,
+    /// Interfaces it imports: its capabilities.
+    pub imports: Vec<String>,
+    /// Interfaces that its slot does not grant.
+    pub denied: Vec<String>,
+    /// What a run file may set.
+    pub options: Vec<OptionInfo>,
+    /// SHA-256 of its bytes, hexadecimal.
+    pub sha256: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The one engine of the process, with a thread that advances its epoch.
+pub fn engine() -> Result<Engine, Diagnostic> {
+    static ENGINE: OnceLock<Result<Engine, String>> = OnceLock::new();
+    ENGINE
+        .get_or_init(|| {
+            let mut config = Config::new();
+            config
+                .wasm_component_model(true)
+                .concurrency_support(false)
+                .epoch_interruption(true)
+                // A guest computes the same numbers on every machine.
+                .cranelift_nan_canonicalization(true)
+                .wasm_relaxed_simd(false)
+                .wasm_backtrace_details(WasmBacktraceDetails::Enable);
+            let engine = Engine::new(&config).map_err(|error| error.to_string())?;
+            let weak = engine.weak();
+            std::thread::Builder::new()
+                .name("epoch".into())
+                .spawn(move || {
+                    while let Some(engine) = weak.upgrade() {
+                        engine.increment_epoch();
+                        drop(engine);
+                        std::thread::sleep(TICK);
+                    }
+                })
+                .map_err(|error| error.to_string())?;
+            Ok(engine)
+        })
+        .clone()
+        .map_err(|error| Diagnostic::new("the WebAssembly engine could not be started").detail("because", error))
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Checks and compiles a component. `source` is how the person knows it: a plugin's name or a file.
+pub fn load(source: &str, bytes: &[u8]) -> Result<Loaded, Diagnostic> {
+    header(source, bytes)?;
+    let engine = engine()?;
+    let digest = sha256(bytes);
+    let component = compiled(&engine, bytes, &digest).map_err(|error| {
+        Diagnostic::new(format!("`{source}` is not a valid component"))
+            .detail("because", format!("{:#}", error))
+            .detail("size", format!("{} bytes, sha256 {digest}", bytes.len()))
+            .help("it may have been cut short on the way: build or download it again")
+    })?;
+    let (slot, interface) = slot_of(source, &engine, &component)?;
+    let imports = check_imports(source, slot, &engine, &component)?;
+    Ok(Loaded { component, slot, sha256: digest, size: bytes.len() as u64, imports, interface })
+}
+
+/// The first eight bytes say whether it is WebAssembly at all, and whether a module or a component.
+fn header(source: &str, bytes: &[u8]) -> Result<(), Diagnostic> {
+    const BUILD: &str = "build it with `cargo build --release --target wasm32-wasip2`";
+    match bytes.get(..8) {
+        Some([0, b'a', b's', b'm', 0x0d, 0, 1, 0]) => Ok(()),
+        Some([0, b'a', b's', b'm', 1, 0, 0, 0]) => Err(Diagnostic::new(format!("`{source}` is a core WebAssembly module"))
+            .expected("a WebAssembly component")
+            .found("a core module, as wasm32-unknown-unknown or wasm32-wasip1 make them")
+            .help(BUILD)),
+        Some(_) => Err(Diagnostic::new(format!("`{source}` is not WebAssembly"))
+            .expected("a WebAssembly component")
+            .found(format!("{} bytes that begin with {:02x?}", bytes.len(), &bytes[..4]))
+            .help(BUILD)),
+        None => Err(Diagnostic::new(format!("`{source}` is cut short"))
+            .expected("a WebAssembly component")
+            .found(format!("{} bytes", bytes.len()))
+            .help("build or download it again")),
+    }
+}
+
+/// Interface names without package and version, and the version: `espalier:plugin/optim@0.1.0`.
+fn split_name(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix(PACKAGE)?.split_once('@')
+}
+
+fn compatible(version: &str) -> bool {
+    let mut parts = version.split(['.', '-', '+']).map(|p| p.parse::<u64>());
+    // Before 1.0 the minor version is the one that breaks.
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) == (INTERFACE.0, INTERFACE.1))
+}
+
+fn slot_of(source: &str, engine: &Engine, component: &Component) -> Result<(Slot, String), Diagnostic> {
+    let ours = format!("{}.{}.{}", INTERFACE.0, INTERFACE.1, INTERFACE.2);
+    let ty = component.component_type();
+    let mut exports = Vec::new();
+    let names = ty.imports(engine).map(|(n, _)| n).chain(ty.exports(engine).map(|(n, _)| n));
+    for name in names {
+        if let Some((_, version)) = split_name(name)
+            && !compatible(version)
+        {
+            return Err(Diagnostic::new(format!("`{source}` speaks another version of the plugin interface"))
+                .expected(format!("espalier:plugin {}.{}.x (this host has {ours})", INTERFACE.0, INTERFACE.1))
+                .found(format!("espalier:plugin {version}, at `{name}`"))
+                .help("build the plugin with the SDK of this host's version"));
+        }
+    }
+    let mut found = None;
+    for (name, _) in ty.exports(engine) {
+        exports.push(name.to_string());
+        found = match split_name(name) {
+            Some(("training", version)) => Some((Slot::Trainer, version.to_string())),
+            Some(("pruning", version)) => Some((Slot::Pruner, version.to_string())),
+            _ => found,
+        };
+    }
+    found.ok_or_else(|| {
+        Diagnostic::new(format!("`{source}` fills no slot"))
+            .expected("an export of `espalier:plugin/training` (trainer) or `espalier:plugin/pruning` (pruner)")
+            .found(match exports.is_empty() {
+                true => "no exports".to_string(),
+                false => exports.join(", "),
+            })
+            .help("a plugin written with the SDK ends in `espalier_sdk::export!(trainer: ...)`")
+    })
+}
+
+fn check_imports(source: &str, slot: Slot, engine: &Engine, component: &Component) -> Result<Vec<String>, Diagnostic> {
+    let mut ours = Vec::new();
+    for (name, item) in component.component_type().imports(engine) {
+        let allowed = match split_name(name) {
+            Some((interface, _)) => {
+                ours.push(interface.to_string());
+                COMMON.contains(&interface) || granted(slot).contains(&interface)
+            }
+            None => {
+                let base = name.split('@').next().unwrap_or(name);
+                crate::host::wasi_allowed(base) && matches!(item.ty, ComponentItem::ComponentInstance(_))
+            }
+        };
+        if !allowed {
+            return Err(Diagnostic::new(format!("`{source}` imports something that a {slot} is not granted"))
+                .at(format!("import `{name}`"))
+                .expected(format!("of espalier:plugin only {}", granted(slot).join(", ")))
+                .help("a capability is an import: a plugin that needs it belongs in another slot"));
+        }
+    }
+    ours.sort();
+    Ok(ours)
+}
+
+/// The compiled component from the cache, or compiled now and put there. A cache that can't be used costs time,
+/// never the run.
+fn compiled(engine: &Engine, bytes: &[u8], digest: &str) -> wasmtime::Result<Component> {
+    let Some(folder) = crate::cache::private_folder() else {
+        return Component::from_binary(engine, bytes);
+    };
+    let path = folder.join(format!("{digest}-{}.cwasm", compatibility(engine)));
+    if let Some(component) = crate::cache::load(engine, &path) {
+        return Ok(component);
+    }
+    let component = Component::from_binary(engine, bytes)?;
+    if let Ok(code) = component.serialize() {
+        crate::cache::store(&path, &code);
+    }
+    Ok(component)
+}
+
+/// A name for everything that compiled code depends on: wasmtime's version, its settings, the processor.
+fn compatibility(engine: &Engine) -> String {
+    use std::hash::{Hash, Hasher};
+    let mut hasher = std::hash::DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// The options a component declares, asked of a fresh instance that has nothing else.
+pub fn describe(source: &str, component: &Loaded) -> Result<(String, String, String, Vec<OptionInfo>, Vec<String>), Diagnostic> {
+    let shared = Rc::new(Shared::new(RunState::empty(0)));
+    let limits = Limits { call: Duration::from_secs(10), ..Limits::default() };
+    let account = espalier_tensor::account::Account::new(Some(limits.tensors));
+    let told = Session::new(component, source, limits, account, shared).and_then(|mut s| s.describe());
+    let d = told.map_err(|death| death.diagnostic("before the run"))?;
+    let options = d.options.into_iter().map(|o| option_info(source, o)).collect::<Result<Vec<_>, _>>()?;
+    let mut seen = BTreeMap::new();
+    for option in &options {
+        if seen.insert(option.name.clone(), ()).is_some() {
+            return Err(Diagnostic::new(format!("plugin `{source}` declares the option `{}` twice", option.name)));
+        }
+    }
+    const EVENTS: [&str; 4] = ["step", "epoch", "round", "stage"];
+    if let Some(wrong) = d.events.iter().find(|e| !EVENTS.contains(&e.as_str())) {
+        return Err(Diagnostic::new(format!("plugin `{source}` asks for the event `{wrong}`, which does not exist"))
+            .expected(EVENTS.join(", "))
+            .help_if(nearest(wrong, EVENTS).map(|n| format!("did it mean `{n}`?"))));
+    }
+    Ok((d.name, d.version, d.summary, options, d.events))
+}
+
+fn option_info(source: &str, o: WitOption) -> Result<OptionInfo, Diagnostic> {
+    let kind = match o.kind {
+        Kind::Flag => OptionKind::Bool,
+        Kind::Integer => OptionKind::Integer,
+        Kind::Number => OptionKind::Float,
+        Kind::Text => OptionKind::Text,
+        Kind::Choice(all) => OptionKind::Choice(all),
+        Kind::Numbers => OptionKind::Floats,
+    };
+    let info = OptionInfo { name: o.name, kind, default: option_value(o.default), min: o.min, max: o.max, doc: o.doc };
+    let given = BTreeMap::from([(info.name.clone(), info.default.clone())]);
+    match crate::options::check(source, std::slice::from_ref(&info), &given, &BTreeMap::new()) {
+        Ok(_) => Ok(info),
+        Err(_) => Err(Diagnostic::new(format!(
+            "plugin `{source}` declares the option `{}` with a default that it would refuse",
+            info.name
+        ))
+        .found(format!("{:?}", info.default))),
+    }
+}
+
+/// An option's value from the interface.
+pub fn option_value(v: Value) -> OptionValue {
+    match v {
+        Value::Flag(b) => OptionValue::Bool(b),
+        Value::Integer(n) => OptionValue::Integer(n),
+        Value::Number(x) => OptionValue::Float(x),
+        Value::Text(s) => OptionValue::Text(s),
+        Value::Numbers(xs) => OptionValue::Floats(xs),
+    }
+}
+
+/// An option's value for the interface.
+pub fn wit_value(v: &OptionValue) -> Value {
+    match v {
+        OptionValue::Bool(b) => Value::Flag(*b),
+        OptionValue::Integer(n) => Value::Integer(*n),
+        OptionValue::Float(x) => Value::Number(*x),
+        OptionValue::Text(s) => Value::Text(s.clone()),
+        OptionValue::Floats(xs) => Value::Numbers(xs.clone()),
+    }
+}
+
+/// Everything about a component that can be known without running it (but for its own description).
+pub fn inspect(source: &str, bytes: &[u8]) -> Result<Inspection, Diagnostic> {
+    let loaded = load(source, bytes)?;
+    let (name, version, summary, options, _) = describe(source, &loaded)?;
+    let denied = CAPABILITIES.iter().filter(|c| !granted(loaded.slot).contains(c)).map(|c| c.to_string()).collect();
+    Ok(Inspection {
+        name,
+        version,
+        summary,
+        slot: loaded.slot,
+        interface: loaded.interface,
+        imports: loaded.imports,
+        denied,
+        options,
+        sha256: loaded.sha256,
+        size: loaded.size,
+    })
+}
+
+/// Reads a component file.
+pub fn read(path: &Path) -> Result<Vec<u8>, Diagnostic> {
+    std::fs::read(path).map_err(|error| {
+        Diagnostic::new(format!("`{}` could not be read", path.display())).because(&error)
+    })
+}
+
+/// Where compiled components are kept, for `--help` and messages.
+pub fn cache_folder() -> Option<PathBuf> {
+    crate::cache::private_folder()
+}

@@ -1,0 +1,49 @@
+//! What wasmtime generates from `wit/`: one trait an interface for the host to fill, one type a world
+//! for its exports. The worlds share the types of their imports.
+#![allow(missing_docs, clippy::all)]
+
+/// Names the host's own types behind the resources.
+pub mod rep {
+    pub enum Tensor {}
+    pub enum NoGrad {}
+    pub enum ParameterSet {}
+    pub enum Stream {}
+    pub enum Model {}
+}
+
+/// The world with every import; its exports are the trainer's.
+pub mod trainer {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "trainer",
+        imports: { default: trappable },
+        with: {
+            "espalier:plugin/tensors.tensor": super::rep::Tensor,
+            "espalier:plugin/autograd.no-grad": super::rep::NoGrad,
+            "espalier:plugin/parameters.parameter-set": super::rep::ParameterSet,
+            "espalier:plugin/data.stream": super::rep::Stream,
+            "espalier:plugin/model.model": super::rep::Model,
+        },
+    });
+}
+
+/// The pruner's exports.
+pub mod pruner {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "pruner",
+        imports: { default: trappable },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/tensors": super::trainer::espalier::plugin::tensors,
+            "espalier:plugin/autograd": super::trainer::espalier::plugin::autograd,
+            "espalier:plugin/random-tensors": super::trainer::espalier::plugin::random_tensors,
+            "espalier:plugin/parameters": super::trainer::espalier::plugin::parameters,
+            "espalier:plugin/data": super::trainer::espalier::plugin::data,
+            "espalier:plugin/model": super::trainer::espalier::plugin::model,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+        },
+    });
+}

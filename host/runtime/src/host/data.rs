@@ -1,0 +1,143 @@
+//! Interfaces `data`, `data-publish` and `log`.
+
+use espalier_tensor::Tensor;
+use wasmtime::Result;
+use wasmtime::component::Resource;
+
+use super::bindings::rep;
+use super::bindings::trainer::espalier::plugin::data::{
+    Batch, FieldInfo, Host, HostStream, Named, Sampling, SplitInfo,
+};
+use super::bindings::trainer::espalier::plugin::{data_publish, log};
+use super::guest::{Guest, misuse};
+use super::tensors::{wit_dtype, wit_shape};
+use crate::data::{self as store, Order, Split, StreamId};
+use crate::events::{Event, Level};
+
+type Handle = Resource<rep::Tensor>;
+type Stream = Resource<rep::Stream>;
+
+impl Guest {
+    /// Hands a batch to the guest: new handles, which it owns.
+    pub fn put_batch(&mut self, b: store::Batch) -> Result<Batch> {
+        let fields = self.put_named(b.fields)?;
+        Ok(Batch { fields, index: self.put(Ok(b.index))?, count: b.count })
+    }
+
+    /// Takes a batch that the guest gave away.
+    pub fn take_batch(&mut self, b: Batch) -> Result<store::Batch> {
+        let fields = self.take_named(b.fields)?;
+        Ok(store::Batch { fields, index: self.take_tensor(b.index)?, count: b.count })
+    }
+
+    pub(super) fn put_named(&mut self, all: Vec<(String, Tensor)>) -> Result<Vec<Named>> {
+        all.into_iter().map(|(name, t)| Ok((name, self.put(Ok(t))?))).collect()
+    }
+
+    fn take_named(&mut self, all: Vec<Named>) -> Result<Vec<(String, Tensor)>> {
+        all.into_iter().map(|(name, t)| Ok((name, self.take_tensor(t)?))).collect()
+    }
+}
+
+/// An error of the data store, with a budget's error kept whole so that it is told as one.
+fn told<T>(result: store::Result<T>) -> Result<T> {
+    result.or_else(|error| match error.budget() {
+        Some(error) => Err(error.into()),
+        None => misuse(error.to_string()),
+    })
+}
+
+fn split_info(s: &Split) -> SplitInfo {
+    let fields = s.fields.iter().map(|(name, t)| FieldInfo {
+        name: name.clone(),
+        dtype: wit_dtype(t.dtype()),
+        shape: wit_shape(&t.shape()[1..]),
+    });
+    SplitInfo { name: s.name.clone(), count: s.count as u64, fields: fields.collect(), classes: s.classes, task: s.task }
+}
+
+impl HostStream for Guest {
+    fn drop(&mut self, s: Stream) -> Result<()> {
+        self.drop_stream(s)
+    }
+}
+
+impl Host for Guest {
+    fn splits(&mut self) -> Result<Vec<SplitInfo>> {
+        Ok(self.shared.run.borrow().data.splits.iter().map(split_info).collect())
+    }
+
+    fn batches(
+        &mut self,
+        split: String,
+        fields: Vec<String>,
+        size: u32,
+        order: Sampling,
+        key: Vec<u64>,
+    ) -> Result<Stream> {
+        let order = match order {
+            Sampling::Sequential => Order::Sequential,
+            Sampling::Shuffled => Order::Shuffled,
+            Sampling::Poisson => Order::Poisson,
+        };
+        let id = StreamId { plugin: self.name.clone(), split, fields, size, order, key };
+        {
+            let run = &mut *self.shared.run.borrow_mut();
+            told(store::Streams::check(&id, &run.data))?;
+            if run.streams.len() >= 10_000 {
+                return misuse("more than 10000 different streams in a run; use keys again");
+            }
+            run.streams.open(id.clone());
+        }
+        self.put_stream(id)
+    }
+
+    fn next(&mut self, s: Stream) -> Result<Option<Batch>> {
+        self.in_time()?;
+        let id = self.stream(&s)?;
+        let batch = {
+            let run = &mut *self.shared.run.borrow_mut();
+            told(run.streams.next(&id, &run.data, run.seed))?
+        };
+        batch.map(|b| self.put_batch(b)).transpose()
+    }
+
+    fn field(&mut self, split: String, name: String) -> Result<Handle> {
+        let t = {
+            let run = self.shared.run.borrow();
+            told(run.data.split(&split).and_then(|s| s.field(&name).cloned()))?
+        };
+        self.put(Ok(t))
+    }
+}
+
+impl data_publish::Host for Guest {
+    fn add_split(&mut self, name: String, fields: Vec<Named>) -> Result<()> {
+        let fields = self.take_named(fields)?.into_iter().map(|(name, t)| (name, t.detach())).collect();
+        told(self.shared.run.borrow_mut().data.add_split(&name, fields))
+    }
+}
+
+impl log::Host for Guest {
+    fn message(&mut self, level: log::Level, text: String) -> Result<()> {
+        let level = match level {
+            log::Level::Debug => Level::Debug,
+            log::Level::Info => Level::Info,
+            log::Level::Warn => Level::Warning,
+        };
+        self.say(level, text)
+    }
+
+    fn metric(&mut self, name: String, value: f64) -> Result<()> {
+        self.charge_log(name.len())?;
+        let step = self.shared.run.borrow().steps_done;
+        let plugin = self.name.clone();
+        self.shared.events.borrow_mut().push(Event::PluginMetric { plugin, name, value, step });
+        Ok(())
+    }
+
+    fn progress(&mut self, _done: u64, _of: u64) -> Result<()> {
+        // The host shows steps; progress inside a step has no place on the screen yet.
+        self.charge_log(0)
+    }
+}

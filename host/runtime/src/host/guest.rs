@@ -1,0 +1,388 @@
+//! What the host keeps for one plugin: its handles, its budgets and what it said.
+//!
+//! A handle is an index into a slab. A guest can't forge one: wasmtime hands it an index into a table of its
+//! own, typed and per store, so an index without an entry here is an error of the host.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use espalier_tensor::Tensor;
+use espalier_tensor::account::Account;
+use wasmtime::component::Resource;
+
+use super::bindings::rep;
+use super::state::{ModelId, SetId, Shared};
+use crate::data::StreamId;
+use crate::events::{Event, Level};
+use crate::plan::{Limits, Slot};
+
+/// Why the host ended a call, in words for the reader of the run.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Too many handles.
+    #[error("more than {limit} handles alive at once")]
+    Handles {
+        /// The budget.
+        limit: u32,
+    },
+    /// The call took too long.
+    #[error("the call took longer than {}", seconds(*limit))]
+    Deadline {
+        /// The budget.
+        limit: Duration,
+    },
+    /// One operation would outlast the call's budget by itself.
+    #[error("{operation} would take about {estimate:.0e} operations, more than a call of {} can do", seconds(*limit))]
+    TooLong {
+        /// The operation.
+        operation: &'static str,
+        /// Multiply-accumulates.
+        estimate: f64,
+        /// The budget.
+        limit: Duration,
+    },
+    /// Guest memory.
+    #[error("guest memory of {wanted} asked for, {limit} granted", wanted = bytes(*wanted), limit = bytes(*limit))]
+    Memory {
+        /// What it would have grown to.
+        wanted: u64,
+        /// The budget.
+        limit: u64,
+    },
+    /// Too much text.
+    #[error("more than {} of log text", bytes(*limit))]
+    Log {
+        /// The budget.
+        limit: u64,
+    },
+    /// A system call that a plugin does not get.
+    #[error("the plugin called `{0}`: a plugin has no files, network, clock to wait on or entropy")]
+    Wasi(String),
+    /// Anything else that a plugin should not have done.
+    #[error("{0}")]
+    Misuse(String),
+}
+
+/// Bytes for people: `1.5 MiB`.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    for (unit, size) in UNITS {
+        if n >= size {
+            let value = n as f64 / size as f64;
+            let digits = if n % size == 0 { 0 } else { 1 };
+            return format!("{value:.digits$} {unit}");
+        }
+    }
+    format!("{n} bytes")
+}
+
+/// A duration for people: `0.5 s`.
+pub fn seconds(d: Duration) -> String {
+    format!("{} s", d.as_secs_f64())
+}
+
+/// Shorthand for misuse.
+pub fn misuse<T>(text: impl Into<String>) -> wasmtime::Result<T> {
+    Err(Refusal::Misuse(text.into()).into())
+}
+
+/// Values by number, numbers used again.
+pub struct Slab<T> {
+    entries: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Slab { entries: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    fn push(&mut self, value: T) -> u32 {
+        if let Some(index) = self.free.pop() {
+            self.entries[index as usize] = Some(value);
+            index
+        } else {
+            self.entries.push(Some(value));
+            (self.entries.len() - 1) as u32
+        }
+    }
+
+    fn get(&self, index: u32) -> wasmtime::Result<&T> {
+        match self.entries.get(index as usize) {
+            Some(Some(value)) => Ok(value),
+            _ => misuse("a handle names nothing (an error of the host, please report it)"),
+        }
+    }
+
+    fn remove(&mut self, index: u32) -> wasmtime::Result<T> {
+        match self.entries.get_mut(index as usize).and_then(Option::take) {
+            Some(value) => {
+                self.free.push(index);
+                Ok(value)
+            }
+            None => misuse("a handle names nothing (an error of the host, please report it)"),
+        }
+    }
+}
+
+/// What a plugin has cost.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Calls by export.
+    pub calls: BTreeMap<&'static str, u64>,
+    /// Time in calls, host work included.
+    pub total: Duration,
+    /// Of that, time in host functions that compute.
+    pub host: Duration,
+    /// Most handles alive at once.
+    pub peak_handles: u64,
+    /// Times it was started again.
+    pub restarts: u64,
+    /// True once it has changed a parameter, a mask, or answered other than `continue`.
+    pub acted: bool,
+}
+
+/// One plugin's share of the host. The data of its wasmtime store.
+pub struct Guest {
+    /// Name in the registry.
+    pub name: String,
+    /// The slot it fills.
+    pub slot: Slot,
+    /// Its budgets.
+    pub limits: Limits,
+    /// Tensor bytes are charged here.
+    pub account: Account,
+    /// The run.
+    pub shared: Rc<Shared>,
+    /// When the current call must be over.
+    pub deadline: Instant,
+    /// What it has cost.
+    pub counters: Counters,
+    /// Open `no-grad` scopes.
+    pub no_grad: u32,
+    /// Whether the caller of the current call records graphs; a scope of the guest can only switch it off.
+    pub grad_allowed: bool,
+    /// Linear memory in use, all memories together.
+    pub memory: u64,
+    /// The refusal that a growth of memory met, for the error that follows.
+    pub memory_refused: Option<Refusal>,
+    /// Log text written so far.
+    pub logged: u64,
+    /// The last lines written to standard error: a panic's message arrives there.
+    pub stderr_tail: String,
+    pending: [String; 2],
+    clock: u64,
+    /// When the host function at work began, for the counters.
+    working_since: Cell<Option<Instant>>,
+    pub(super) tensors: Slab<Tensor>,
+    pub(super) sets: Slab<SetId>,
+    pub(super) models: Slab<ModelId>,
+    pub(super) streams: Slab<StreamId>,
+}
+
+impl Guest {
+    /// An empty share with the given budgets.
+    pub fn new(name: &str, slot: Slot, limits: Limits, account: Account, shared: Rc<Shared>) -> Self {
+        Guest {
+            name: name.to_string(),
+            slot,
+            account,
+            deadline: Instant::now() + limits.call,
+            limits,
+            shared,
+            counters: Counters::default(),
+            no_grad: 0,
+            grad_allowed: true,
+            memory: 0,
+            memory_refused: None,
+            logged: 0,
+            stderr_tail: String::new(),
+            pending: [String::new(), String::new()],
+            clock: 0,
+            working_since: Cell::new(None),
+            tensors: Slab::default(),
+            sets: Slab::default(),
+            models: Slab::default(),
+            streams: Slab::default(),
+        }
+    }
+
+    /// Handles alive.
+    pub fn handles(&self) -> usize {
+        self.tensors.len() + self.sets.len() + self.models.len() + self.streams.len() + self.no_grad as usize
+    }
+
+    fn room(&mut self) -> wasmtime::Result<()> {
+        let n = self.handles();
+        if n >= self.limits.handles as usize {
+            return Err(Refusal::Handles { limit: self.limits.handles }.into());
+        }
+        self.counters.peak_handles = self.counters.peak_handles.max(n as u64 + 1);
+        Ok(())
+    }
+
+    /// The tensor behind a handle.
+    pub fn tensor(&self, t: &Resource<rep::Tensor>) -> wasmtime::Result<&Tensor> {
+        self.tensors.get(t.rep())
+    }
+
+    /// A new handle for a result; an error of the operation ends the call.
+    pub fn put(&mut self, t: espalier_tensor::Result<Tensor>) -> wasmtime::Result<Resource<rep::Tensor>> {
+        if let Some(since) = self.working_since.take() {
+            self.counters.host += since.elapsed();
+        }
+        let t = t?;
+        self.room()?;
+        Ok(Resource::new_own(self.tensors.push(t)))
+    }
+
+    /// The tensor of a handle that the guest gave away.
+    pub fn take_tensor(&mut self, t: Resource<rep::Tensor>) -> wasmtime::Result<Tensor> {
+        self.tensors.remove(t.rep())
+    }
+
+    pub(super) fn put_set(&mut self, id: SetId) -> wasmtime::Result<Resource<rep::ParameterSet>> {
+        self.room()?;
+        Ok(Resource::new_own(self.sets.push(id)))
+    }
+
+    pub(super) fn set(&self, r: &Resource<rep::ParameterSet>) -> wasmtime::Result<SetId> {
+        self.sets.get(r.rep()).cloned()
+    }
+
+    pub(super) fn drop_set(&mut self, r: Resource<rep::ParameterSet>) -> wasmtime::Result<()> {
+        self.sets.remove(r.rep()).map(drop)
+    }
+
+    pub(super) fn put_model(&mut self, id: ModelId) -> wasmtime::Result<Resource<rep::Model>> {
+        self.room()?;
+        Ok(Resource::new_own(self.models.push(id)))
+    }
+
+    pub(super) fn model(&self, r: &Resource<rep::Model>) -> wasmtime::Result<ModelId> {
+        self.models.get(r.rep()).cloned()
+    }
+
+    pub(super) fn drop_model(&mut self, r: Resource<rep::Model>) -> wasmtime::Result<()> {
+        self.models.remove(r.rep()).map(drop)
+    }
+
+    pub(super) fn put_stream(&mut self, id: StreamId) -> wasmtime::Result<Resource<rep::Stream>> {
+        self.room()?;
+        Ok(Resource::new_own(self.streams.push(id)))
+    }
+
+    pub(super) fn stream(&self, r: &Resource<rep::Stream>) -> wasmtime::Result<StreamId> {
+        self.streams.get(r.rep()).cloned()
+    }
+
+    pub(super) fn drop_stream(&mut self, r: Resource<rep::Stream>) -> wasmtime::Result<()> {
+        self.streams.remove(r.rep()).map(drop)
+    }
+
+    /// Epochs stop guest code only, so a host function that computes looks at the clock before it begins.
+    pub fn in_time(&self) -> wasmtime::Result<()> {
+        let now = Instant::now();
+        self.working_since.set(Some(now));
+        if now > self.deadline {
+            return Err(Refusal::Deadline { limit: self.limits.call }.into());
+        }
+        Ok(())
+    }
+
+    /// Refuses one operation that no budget of time could hold. 10^11 multiply-accumulates a second is more
+    /// than the machine can do, so nothing honest is refused.
+    pub fn affordable(&self, operation: &'static str, estimate: f64) -> wasmtime::Result<()> {
+        if estimate > 1e11 * self.limits.call.as_secs_f64() {
+            return Err(Refusal::TooLong { operation, estimate, limit: self.limits.call }.into());
+        }
+        self.in_time()
+    }
+
+    /// Counts text against the budget.
+    pub fn charge_log(&mut self, n: usize) -> wasmtime::Result<()> {
+        // A line costs at least a little, or empty lines would be free.
+        self.logged += n as u64 + 16;
+        if self.logged > self.limits.log {
+            return Err(Refusal::Log { limit: self.limits.log }.into());
+        }
+        Ok(())
+    }
+
+    /// Passes something said on to the run.
+    pub fn say(&mut self, level: Level, text: String) -> wasmtime::Result<()> {
+        self.charge_log(text.len())?;
+        let step = self.shared.run.borrow().steps_done;
+        let plugin = self.name.clone();
+        self.shared.events.borrow_mut().push(Event::Log { plugin, level, text, step });
+        Ok(())
+    }
+
+    /// Text on standard output or error becomes log lines.
+    pub fn print(&mut self, to_stderr: bool, text: &str) -> wasmtime::Result<()> {
+        if to_stderr {
+            self.stderr_tail.push_str(text);
+            let excess = self.stderr_tail.len().saturating_sub(2000);
+            let cut = (excess..).find(|&i| self.stderr_tail.is_char_boundary(i)).unwrap_or(0);
+            self.stderr_tail.drain(..cut);
+        }
+        self.pending[to_stderr as usize].push_str(text);
+        // A line without an end does not grow for ever.
+        if self.pending[to_stderr as usize].len() > 64 << 10 {
+            self.pending[to_stderr as usize].push('\n');
+        }
+        while let Some(end) = self.pending[to_stderr as usize].find('\n') {
+            let line: String = self.pending[to_stderr as usize].drain(..=end).collect();
+            let level = if to_stderr { Level::Warning } else { Level::Info };
+            self.say(level, line.trim_end().to_string())?;
+        }
+        Ok(())
+    }
+
+    /// A clock that counts how often it was asked, in steps of a microsecond.
+    pub fn tick(&mut self) -> u64 {
+        self.clock += 1_000;
+        self.clock
+    }
+}
+
+impl wasmtime::ResourceLimiter for Guest {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // All memories together: wasmtime asks for each by itself.
+        let wanted = self.memory + (desired - current) as u64;
+        if wanted > self.limits.memory {
+            let refusal = Refusal::Memory { wanted, limit: self.limits.memory };
+            self.memory_refused = Some(refusal.clone());
+            return Err(refusal.into());
+        }
+        self.memory = wanted;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if desired > 100_000 {
+            return misuse(format!("a table of {desired} entries asked for, 100000 granted"));
+        }
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        64
+    }
+
+    fn tables(&self) -> usize {
+        64
+    }
+
+    fn memories(&self) -> usize {
+        16
+    }
+}

@@ -1,0 +1,203 @@
+//! Interfaces `parameters` and `optim`.
+
+use espalier_tensor::Tensor;
+use espalier_tensor::optim::{Adam, Sgd};
+use wasmtime::Result;
+use wasmtime::component::Resource;
+
+use super::bindings::rep;
+use super::bindings::trainer::espalier::plugin::optim::{self, AdamOptions, SgdOptions};
+use super::bindings::trainer::espalier::plugin::parameters::{Host, HostParameterSet, Kind, ParameterInfo};
+use super::guest::{Guest, misuse};
+use super::state::SetId;
+use super::tensors::{wit_dtype, wit_shape};
+use crate::parameters::{self as store, ParameterSet};
+
+type Handle = Resource<rep::Tensor>;
+type Set = Resource<rep::ParameterSet>;
+
+impl Guest {
+    /// Runs `f` on a set. The set exists as long as a handle to it can.
+    fn on_set<T>(&self, set: &Set, f: impl FnOnce(&mut ParameterSet) -> store::Result<T>) -> Result<T> {
+        let id = self.set(set)?;
+        let mut run = self.shared.run.borrow_mut();
+        match run.sets.get_mut(&id) {
+            Some(set) => match f(set) {
+                Ok(value) => Ok(value),
+                Err(error) => match error.budget() {
+                    Some(error) => Err(error.into()),
+                    None => misuse(format!("{error}, in {id}")),
+                },
+            },
+            None => misuse(format!("{id} is gone")),
+        }
+    }
+
+    fn grads(&self, grads: &[Handle]) -> Result<Vec<Tensor>> {
+        grads.iter().map(|g| self.tensor(g).cloned()).collect()
+    }
+
+    fn adam_like(&mut self, set: Set, names: Vec<String>, grads: Vec<Handle>, o: AdamOptions, decoupled: bool) -> Result<()> {
+        self.in_time()?;
+        let grads = self.grads(&grads)?;
+        let AdamOptions { lr, beta1, beta2, eps, weight_decay } = o;
+        let how = Adam { lr, beta1, beta2, eps, weight_decay, decoupled };
+        self.on_set(&set, |s| s.adam(&names, &grads, &how))?;
+        self.acted(&set)
+    }
+
+    /// A plugin that never changes the run's set in a whole run is named in a warning.
+    fn acted(&mut self, set: &Set) -> Result<()> {
+        if self.set(set)? == SetId::Main {
+            self.counters.acted = true;
+        }
+        Ok(())
+    }
+}
+
+fn kind(k: Kind) -> store::Kind {
+    match k {
+        Kind::Weight => store::Kind::Weight,
+        Kind::Bias => store::Kind::Bias,
+        Kind::Norm => store::Kind::Norm,
+        Kind::Embedding => store::Kind::Embedding,
+        Kind::Buffer => store::Kind::Buffer,
+    }
+}
+
+fn wit_kind(k: store::Kind) -> Kind {
+    match k {
+        store::Kind::Weight => Kind::Weight,
+        store::Kind::Bias => Kind::Bias,
+        store::Kind::Norm => Kind::Norm,
+        store::Kind::Embedding => Kind::Embedding,
+        store::Kind::Buffer => Kind::Buffer,
+    }
+}
+
+impl HostParameterSet for Guest {
+    fn drop(&mut self, set: Set) -> Result<()> {
+        self.drop_set(set)
+    }
+}
+
+impl Host for Guest {
+    fn main(&mut self) -> Result<Set> {
+        self.put_set(SetId::Main)
+    }
+
+    fn new_set(&mut self, name: String) -> Result<Set> {
+        let id = SetId::Own { plugin: self.name.clone(), name };
+        self.shared.run.borrow_mut().sets.entry(id.clone()).or_insert_with(ParameterSet::new);
+        self.put_set(id)
+    }
+
+    fn create(&mut self, set: Set, name: String, k: Kind, init: Handle, trainable: bool) -> Result<()> {
+        let id = self.set(&set)?;
+        if !matches!(id, SetId::Own { .. }) {
+            return misuse(format!("create: `{name}` can't be added to {id}; make a set with new-set"));
+        }
+        let init = self.tensor(&init)?.detach();
+        self.on_set(&set, |s| match s.contains(&name) {
+            true => {
+                let stored = s.stored(&name)?;
+                if stored.shape() == init.shape() && stored.dtype() == init.dtype() {
+                    return Ok(());
+                }
+                // Says which shapes differ.
+                s.assign(&name, &init)
+            }
+            false => s.create(&name, kind(k), None, init, trainable, String::new()),
+        })
+    }
+
+    fn list(&mut self, set: Set) -> Result<Vec<ParameterInfo>> {
+        let infos = self.on_set(&set, |s| Ok(s.infos()))?;
+        let one = |i: store::ParameterInfo| ParameterInfo {
+            name: i.name,
+            kind: wit_kind(i.kind),
+            layer: i.layer,
+            shape: wit_shape(&i.shape),
+            dtype: wit_dtype(i.dtype),
+            trainable: i.trainable,
+            group: i.group,
+        };
+        Ok(infos.into_iter().map(one).collect())
+    }
+
+    fn value(&mut self, set: Set, name: String) -> Result<Handle> {
+        let y = self.on_set(&set, |s| s.value(&name))?;
+        self.put(Ok(y))
+    }
+
+    fn assign(&mut self, set: Set, name: String, value: Handle) -> Result<()> {
+        let value = self.tensor(&value)?.clone();
+        self.on_set(&set, |s| s.assign(&name, &value))?;
+        self.acted(&set)
+    }
+
+    fn set_mask(&mut self, set: Set, name: String, mask: Option<Handle>, keep: bool) -> Result<()> {
+        let mask = mask.map(|m| self.tensor(&m).cloned()).transpose()?;
+        if self.set(&set)? == SetId::Main {
+            let run = &mut *self.shared.run.borrow_mut();
+            run.mask_changes += 1;
+            let owner = run.mask_owners.entry(name.clone()).or_insert_with(|| self.name.clone());
+            if *owner != self.name {
+                return misuse(format!(
+                    "set-mask: `{name}` is masked by plugin `{owner}` already; one plugin masks a parameter"
+                ));
+            }
+        }
+        self.on_set(&set, |s| s.set_mask(&name, mask.as_ref(), keep))?;
+        self.acted(&set)
+    }
+
+    fn mask(&mut self, set: Set, name: String) -> Result<Option<Handle>> {
+        match self.on_set(&set, |s| s.mask(&name))? {
+            Some(mask) => self.put(Ok(mask)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn snapshot(&mut self, set: Set, tag: String) -> Result<()> {
+        const MOST: usize = 64;
+        self.on_set(&set, |s| {
+            s.snapshot(&tag);
+            Ok(())
+        })?;
+        if self.on_set(&set, |s| Ok(s.tags().len()))? > MOST {
+            return misuse(format!("snapshot: more than {MOST} tags in one set; use a tag again"));
+        }
+        if self.set(&set)? == SetId::Main {
+            self.shared.run.borrow_mut().new_tags.push(tag);
+        }
+        Ok(())
+    }
+
+    fn rollback(&mut self, set: Set, tag: String) -> Result<()> {
+        self.on_set(&set, |s| s.rollback(&tag))?;
+        self.acted(&set)
+    }
+}
+
+impl optim::Host for Guest {
+    fn sgd(&mut self, set: Set, names: Vec<String>, grads: Vec<Handle>, o: SgdOptions) -> Result<()> {
+        self.in_time()?;
+        let grads = self.grads(&grads)?;
+        let how = Sgd { lr: o.lr, momentum: o.momentum, weight_decay: o.weight_decay, nesterov: o.nesterov };
+        self.on_set(&set, |s| s.sgd(&names, &grads, &how))?;
+        self.acted(&set)
+    }
+
+    fn adam(&mut self, set: Set, names: Vec<String>, grads: Vec<Handle>, options: AdamOptions) -> Result<()> {
+        self.adam_like(set, names, grads, options, false)
+    }
+
+    fn adamw(&mut self, set: Set, names: Vec<String>, grads: Vec<Handle>, options: AdamOptions) -> Result<()> {
+        self.adam_like(set, names, grads, options, true)
+    }
+
+    fn reset_state(&mut self, set: Set, names: Vec<String>) -> Result<()> {
+        self.on_set(&set, |s| s.reset_state(&names))
+    }
+}

@@ -1,0 +1,157 @@
+//! What all plugins of one run share: parameters, models, data and where the run is.
+//!
+//! Everything of one run happens on one thread, so interior mutability is a `RefCell`; the rule is that no
+//! borrow of [`RunState`] is held while a guest is called.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::session::Session;
+use crate::data::{Dataset, Streams};
+use crate::events::Event;
+use crate::model::{FieldShape, Model};
+use crate::parameters::ParameterSet;
+use crate::plan::LayerPlan;
+
+/// Which set of parameters.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SetId {
+    /// The run's.
+    Main,
+    /// One that a plugin made.
+    Own {
+        /// The plugin.
+        plugin: String,
+        /// The plugin's name for it.
+        name: String,
+    },
+    /// That of a model which a plugin built or cloned.
+    OfModel {
+        /// The plugin.
+        plugin: String,
+        /// The plugin's name for the model.
+        name: String,
+    },
+}
+
+impl std::fmt::Display for SetId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SetId::Main => f.write_str("the run's set"),
+            SetId::Own { plugin, name } => write!(f, "set `{name}` of `{plugin}`"),
+            SetId::OfModel { plugin, name } => write!(f, "the parameters of model `{name}` of `{plugin}`"),
+        }
+    }
+}
+
+/// Which model.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ModelId {
+    /// The run's.
+    Main,
+    /// One that a plugin built or cloned.
+    Own {
+        /// The plugin.
+        plugin: String,
+        /// The plugin's name for it.
+        name: String,
+    },
+}
+
+impl ModelId {
+    /// The set that holds the model's parameters.
+    pub fn set(&self) -> SetId {
+        match self {
+            ModelId::Main => SetId::Main,
+            ModelId::Own { plugin, name } => SetId::OfModel { plugin: plugin.clone(), name: name.clone() },
+        }
+    }
+}
+
+/// What the host remembers beside the parameters when the run's set is tagged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunTag {
+    /// Steps done in the round.
+    pub round_step: u64,
+    /// Positions of all streams.
+    pub streams: Streams,
+    /// What the trainer saved.
+    pub trainer: Vec<u8>,
+}
+
+/// The run, as plugins reach it through the interface.
+pub struct RunState {
+    /// The run's seed.
+    pub seed: u64,
+    /// The data.
+    pub data: Dataset,
+    /// Positions in the data.
+    pub streams: Streams,
+    /// All parameters.
+    pub sets: BTreeMap<SetId, ParameterSet>,
+    /// The run's model and the plugins' own.
+    pub models: BTreeMap<ModelId, Model>,
+    /// What a sample of the run's inputs looks like.
+    pub inputs: Vec<FieldShape>,
+    /// The layers of the run's model, which `adopt` may replace.
+    pub layers: Vec<LayerPlan>,
+    /// Layers of the plugins' own models, by the key in `models`.
+    pub own_layers: BTreeMap<ModelId, Vec<LayerPlan>>,
+    /// Steps done in the whole run.
+    pub steps_done: u64,
+    /// Forward passes in this step; keys dropout.
+    pub passes: u64,
+    /// Tags of the run's set.
+    pub tags: BTreeMap<String, RunTag>,
+    /// Tags set in this call, to be completed by the run loop once the call is over.
+    pub new_tags: Vec<String>,
+    /// A model to become the run's at the end of the step.
+    pub adopt: Option<ModelId>,
+    /// Which plugin masks which parameter of the run's set: a second one is refused.
+    pub mask_owners: BTreeMap<String, String>,
+    /// Grows with every change of a mask of the run's set.
+    pub mask_changes: u64,
+}
+
+impl RunState {
+    /// A run with nothing in it.
+    pub fn empty(seed: u64) -> RunState {
+        RunState {
+            seed,
+            data: Dataset::default(),
+            streams: Streams::new(),
+            sets: BTreeMap::from([(SetId::Main, ParameterSet::new())]),
+            models: BTreeMap::new(),
+            inputs: Vec::new(),
+            layers: Vec::new(),
+            own_layers: BTreeMap::new(),
+            steps_done: 0,
+            passes: 0,
+            tags: BTreeMap::new(),
+            new_tags: Vec::new(),
+            adopt: None,
+            mask_owners: BTreeMap::new(),
+            mask_changes: 0,
+        }
+    }
+}
+
+/// Everything that plugins of one run share.
+pub struct Shared {
+    /// The run.
+    pub run: RefCell<RunState>,
+    /// The trainer, which other plugins may ask for its objective and predictions. None while it is called.
+    pub trainer: RefCell<Option<Session>>,
+    /// Said and reported by plugins in this call.
+    pub events: RefCell<Vec<Event>>,
+}
+
+impl Shared {
+    /// Around a run.
+    pub fn new(run: RunState) -> Shared {
+        Shared { run: RefCell::new(run), trainer: RefCell::new(None), events: RefCell::default() }
+    }
+}

@@ -1,0 +1,983 @@
+//! Carries out a plan: starts the plugins, drives the schedule, measures, checkpoints, resumes.
+//!
+//! ```text
+//! start every plugin                         trainer first, then pruners in the run file's order
+//! for each round
+//!     for each step
+//!         trainer.step                       pulls its own batches, changes parameters
+//!         pruner.on-event(step)              each pruner that asked for it, in order
+//!         at the end of an epoch: evaluate, pruner.on-event(epoch), checkpoint
+//!     pruner.on-event(round)                 `rewind` here begins another round
+//! pruner.on-event(stage)
+//! evaluate on the test split, checkpoint, finish
+//! ```
+//!
+//! Promises: one plan gives one result, to the last bit, whatever the number of threads, interrupted or not;
+//! metrics come from the host; a plugin's death leaves the last checkpoint as it was.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use espalier_tensor::account::Account;
+use espalier_tensor::{Tensor, ops, threads};
+use serde::{Deserialize, Serialize};
+
+use crate::component::{self, Loaded};
+use crate::diagnostic::Diagnostic;
+use crate::events::{
+    ComposedData, ComposedModel, ComposedPlugin, Composition, Ending, Event, Finished, Observer, PluginCounters,
+};
+use crate::folder::{Lock, LockedPlugin, RunFolder};
+use crate::host::bindings::trainer::espalier::plugin::model::PredictionKind;
+use crate::host::bindings::trainer::espalier::plugin::options::Value;
+use crate::host::bindings::trainer::espalier::plugin::run as wit;
+use crate::host::session::{Called, Death, Session};
+use crate::host::state::{ModelId, RunState, RunTag, SetId, Shared};
+use crate::model::{FieldShape, Model};
+use crate::parameters::{Kind, ParameterSet};
+use crate::plan::{DataSource, Length, Loss, OnFailure, OptionValue, Plan, PluginPlan, Slot};
+use crate::registry::Registry;
+use crate::{checkpoint, data, metrics, options};
+
+/// Where a run is kept and what it starts from.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The folder of the run; a new one under `runs/` if none is given.
+    pub out: Option<PathBuf>,
+    /// The folder of a run to go on with.
+    pub resume: Option<PathBuf>,
+    /// The registry file.
+    pub registry: PathBuf,
+    /// Set from outside to end the run after the current step, with a checkpoint.
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// Most times one plugin is started again in a run.
+const MAX_RESTARTS: u64 = 3;
+
+/// Resolves, checks and carries out a plan.
+///
+/// # Errors
+/// Anything wrong with registry, components, options, data or model before the first step; a plugin's death
+/// whose policy is `fail`; a folder that can't be written.
+pub fn execute(
+    plan: &Plan,
+    run: &RunOptions,
+    observer: &mut (dyn Observer + Send),
+) -> Result<Ending, Diagnostic> {
+    let registry = Registry::load(&run.registry)?;
+    let resolved = registry.resolve_plan(&plan.plugins, &mut |b| observer.event(&Event::Building(b.clone())))?;
+    let mut parts = Vec::new();
+    for (plugin, (entry, resolved)) in plan.plugins.iter().zip(resolved) {
+        let loaded = component::load(&plugin.name, &resolved.bytes)?;
+        parts.push(Part::new(plugin, &entry.version, loaded)?);
+    }
+    let pool = threads::Pool::new(plan.threads)
+        .map_err(|error| Diagnostic::new("the threads could not be started").because(&error))?;
+    pool.install(|| Runner::new(plan, run, parts, observer)?.drive())
+}
+
+/// A plugin of the run before it is instantiated.
+struct Part {
+    plan: PluginPlan,
+    version: String,
+    loaded: Loaded,
+    settings: Vec<(String, OptionValue)>,
+    events: Vec<String>,
+}
+
+impl Part {
+    fn new(plan: &PluginPlan, version: &str, loaded: Loaded) -> Result<Part, Diagnostic> {
+        if loaded.slot != plan.slot {
+            return Err(Diagnostic::new(format!("`{}` is not a {}", plan.name, plan.slot))
+                .expected(format!("a component that fills the slot `{}`", plan.slot))
+                .found(format!("one that fills the slot `{}`", loaded.slot))
+                .help("the registry entry names the wrong slot, or the wrong component"));
+        }
+        let (_, _, _, declared, events) = component::describe(&plan.name, &loaded)?;
+        let settings = options::check(&plan.name, &declared, &plan.options, &plan.option_places)?;
+        Ok(Part { plan: plan.clone(), version: version.to_string(), loaded, settings, events })
+    }
+
+    fn wit_settings(&self) -> Vec<(String, Value)> {
+        self.settings.iter().map(|(name, value)| (name.clone(), component::wit_value(value))).collect()
+    }
+
+    fn wants(&self, event: wit::EventKind) -> bool {
+        let name = event_name(event);
+        self.events.is_empty() || self.events.iter().any(|e| e == name)
+    }
+}
+
+fn event_name(event: wit::EventKind) -> &'static str {
+    match event {
+        wit::EventKind::Step => "step",
+        wit::EventKind::Epoch => "epoch",
+        wit::EventKind::Round => "round",
+        wit::EventKind::Stage => "stage",
+    }
+}
+
+/// How far the run has come; part of every checkpoint.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Progress {
+    /// Steps done, rewound ones included.
+    steps_done: u64,
+    /// Steps done in this round.
+    round_step: u64,
+    /// Rounds done.
+    round: u32,
+    /// True once the trainer or a pruner has ended the round.
+    round_over: bool,
+    /// True once the last round is over.
+    stage_over: bool,
+    /// Wall time so far, in seconds.
+    seconds: f64,
+    /// The newest metrics by full name.
+    metrics: BTreeMap<String, f64>,
+    /// Length of `metrics.jsonl` when this was written: what comes after belongs to steps that are lost.
+    metrics_bytes: u64,
+}
+
+/// The part of a checkpoint that is not tensors.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    progress: Progress,
+    sets: Vec<(SetId, serde_json::Value)>,
+    streams: data::Streams,
+    tags: BTreeMap<String, RunTag>,
+    mask_owners: BTreeMap<String, String>,
+    /// Bytes of each plugin still in the run, by name.
+    plugins: BTreeMap<String, Vec<u8>>,
+    /// Plugins that a failure has taken out.
+    skipped: Vec<String>,
+    /// The layers of the run's model, which may be an adopted one.
+    layers: Vec<crate::plan::LayerPlan>,
+    /// Splits that plugins added: name and fields.
+    splits: Vec<(String, Vec<String>)>,
+}
+
+/// A pruner in the run. `None` once it was skipped.
+struct Pruner {
+    part: usize,
+    session: Option<Session>,
+}
+
+struct Runner<'a> {
+    plan: &'a Plan,
+    parts: Vec<Part>,
+    shared: Rc<Shared>,
+    pruners: Vec<Pruner>,
+    folder: RunFolder,
+    progress: Progress,
+    steps_per_epoch: u64,
+    steps_per_round: u64,
+    started: Instant,
+    seconds_before: f64,
+    cancel: Arc<AtomicBool>,
+    observer: &'a mut (dyn Observer + Send),
+    /// Each plugin's bytes at the last checkpoint, for the policy `restart`.
+    last_saved: BTreeMap<String, Vec<u8>>,
+    /// Counters of instances that are gone, by plugin.
+    restarts: BTreeMap<String, u64>,
+    density: (u64, u64),
+    mask_changes: u64,
+}
+
+impl<'a> Runner<'a> {
+    fn new(
+        plan: &'a Plan,
+        run: &RunOptions,
+        parts: Vec<Part>,
+        observer: &'a mut (dyn Observer + Send),
+    ) -> Result<Runner<'a>, Diagnostic> {
+        let data = data::load(&plan.data).map_err(|error| edge("the data could not be loaded", &error))?;
+        let train = data.split("train").map_err(|error| edge("the data has no training split", &error))?;
+        if plan.schedule.loss == Loss::CrossEntropy && train.classes == 0 {
+            return Err(Diagnostic::new("the loss `cross-entropy` needs classes, and the targets are values")
+                .at("schedule.loss")
+                .help("set loss = \"mse\", or tell the data source that the target is a class"));
+        }
+        let steps_per_epoch = (train.count as u64).div_ceil(u64::from(plan.schedule.batch_size)).max(1);
+        let steps_per_round = match plan.schedule.length {
+            Length::Epochs(n) => n * steps_per_epoch,
+            Length::Steps(n) => n,
+        };
+        let inputs: Vec<FieldShape> = train
+            .fields
+            .iter()
+            .filter(|(name, _)| name != "targets")
+            .map(|(name, t)| FieldShape { name: name.clone(), shape: t.shape()[1..].to_vec(), dtype: t.dtype() })
+            .collect();
+
+        // A folder is opened, and a checkpoint read, before anything is started.
+        let lock = Lock {
+            plan: plan.clone(),
+            interface: "0.1.0".into(),
+            plugins: parts
+                .iter()
+                .map(|p| LockedPlugin {
+                    name: p.plan.name.clone(),
+                    slot: p.plan.slot,
+                    version: p.version.clone(),
+                    sha256: p.loaded.sha256.clone(),
+                    options: p.settings.iter().cloned().collect(),
+                })
+                .collect(),
+        };
+        let (folder, restored) = match &run.resume {
+            Some(dir) => {
+                let folder = RunFolder::open(dir, &lock)?;
+                let found = checkpoint::newest(&folder.checkpoints())
+                    .map_err(|error| edge("no checkpoint could be read", &error))?;
+                (folder, found)
+            }
+            None => (RunFolder::create(run.out.as_deref(), &plan.name, &lock)?, None),
+        };
+
+        let mut main = ParameterSet::new();
+        let layers = match &restored {
+            Some(found) => saved(&found.meta)?.layers,
+            None => plan.model.clone(),
+        };
+        let model = Model::build(&layers, &inputs, &[plan.seed], &mut main)
+            .map_err(|error| edge("the model could not be built", &error))?;
+        let composition = compose(plan, &parts, &data, &model, &main, steps_per_epoch, steps_per_round);
+        observer.event(&Event::Composition(composition));
+
+        let state = RunState {
+            data,
+            sets: BTreeMap::from([(SetId::Main, main)]),
+            models: BTreeMap::from([(ModelId::Main, model)]),
+            inputs,
+            layers,
+            ..RunState::empty(plan.seed)
+        };
+        let shared = Rc::new(Shared::new(state));
+        let mut runner = Runner {
+            plan,
+            parts,
+            shared,
+            pruners: Vec::new(),
+            folder,
+            progress: Progress::default(),
+            steps_per_epoch,
+            steps_per_round,
+            started: Instant::now(),
+            seconds_before: 0.0,
+            cancel: run.cancel.clone(),
+            observer,
+            last_saved: BTreeMap::new(),
+            restarts: BTreeMap::new(),
+            density: (0, 0),
+            mask_changes: 0,
+        };
+        let states = match restored {
+            Some(found) => {
+                let warning = found.warning.clone();
+                let states = runner.restore(found)?;
+                if let Some(text) = warning {
+                    runner.tell(Event::Warning { text, help: None })?;
+                }
+                Some(states)
+            }
+            None => None,
+        };
+        runner.start(states)?;
+        Ok(runner)
+    }
+
+    /// Puts a checkpoint's tensors and numbers back; gives the plugins' bytes and the plugins left out.
+    fn restore(&mut self, found: checkpoint::Found) -> Result<(BTreeMap<String, Vec<u8>>, Vec<String>), Diagnostic> {
+        let saved = saved(&found.meta)?;
+        let run = &mut *self.shared.run.borrow_mut();
+        for (number, (id, meta)) in saved.sets.iter().enumerate() {
+            let set = ParameterSet::import(&format!("set{number}"), &found.tensors, meta)
+                .map_err(|error| edge("the checkpoint does not hold what it should", &error))?;
+            run.sets.insert(id.clone(), set);
+        }
+        for (name, fields) in &saved.splits {
+            let fields = fields.iter().filter_map(|field| {
+                let tensor = found.tensors.get(&format!("split/{name}/{field}"))?;
+                Some((field.clone(), tensor.clone()))
+            });
+            run.data
+                .add_split(name, fields.collect())
+                .map_err(|error| edge("the checkpoint does not hold what it should", &error))?;
+        }
+        run.streams = saved.streams;
+        run.tags = saved.tags;
+        run.mask_owners = saved.mask_owners;
+        run.steps_done = saved.progress.steps_done;
+        self.folder.truncate_metrics(saved.progress.metrics_bytes)?;
+        self.seconds_before = saved.progress.seconds;
+        self.progress = saved.progress;
+        self.last_saved = saved.plugins.clone();
+        Ok((saved.plugins, saved.skipped))
+    }
+
+    fn info(&self) -> wit::RunInfo {
+        wit::RunInfo {
+            seed: self.plan.seed,
+            stage: 0,
+            steps: self.steps_per_round,
+            steps_per_epoch: self.steps_per_epoch,
+            batch_size: self.plan.schedule.batch_size,
+            rank: 0,
+            world: 1,
+        }
+    }
+
+    fn at(&self) -> wit::StepInfo {
+        wit::StepInfo {
+            step: self.progress.round_step,
+            epoch: self.progress.round_step as f64 / self.steps_per_epoch as f64,
+            round: self.progress.round,
+        }
+    }
+
+    fn whereabouts(&self) -> String {
+        format!("step {} of run `{}`", self.progress.steps_done, self.plan.name)
+    }
+
+    /// A new instance of a part, started and, where there are bytes, restored.
+    fn instantiate(&self, part: usize, state: Option<&[u8]>) -> Result<Session, Diagnostic> {
+        let part = &self.parts[part];
+        let name = &part.plan.name;
+        let account = Account::new(Some(part.plan.limits.tensors));
+        let at = |death: Death| death.diagnostic(&self.whereabouts());
+        let mut session =
+            Session::new(&part.loaded, name, part.plan.limits.clone(), account, self.shared.clone()).map_err(at)?;
+        let refused = |refusal: wit::Error, what: &str| {
+            let help = match refusal.code {
+                wit::ErrorCode::InvalidOption => "change the plugin's options under `with` in the run file",
+                wit::ErrorCode::Incompatible => "choose another plugin, or change the model, data or schedule it refuses",
+                wit::ErrorCode::InvalidState => "the checkpoint was written by another version of the plugin",
+                wit::ErrorCode::Other => "see the plugin's README",
+            };
+            Diagnostic::new(format!("plugin `{name}` refuses to {what}")).detail("because", refusal.message).help(help)
+        };
+        let started = session.start(self.info(), &part.wit_settings()).map_err(at)?;
+        started.map_err(|refusal| refused(refusal, "start"))?;
+        if let Some(state) = state {
+            let restored = session.restore(state).map_err(at)?;
+            restored.map_err(|refusal| refused(refusal, "go on from its saved state"))?;
+        }
+        Ok(session)
+    }
+
+    fn start(&mut self, restored: Option<(BTreeMap<String, Vec<u8>>, Vec<String>)>) -> Result<(), Diagnostic> {
+        let (states, skipped) = restored.unwrap_or_default();
+        for part in 0..self.parts.len() {
+            let plan = &self.parts[part].plan;
+            let (name, slot) = (plan.name.clone(), plan.slot);
+            // A resumed plugin may tag in `start` as it did at first; the tags that were restored win.
+            let session = match skipped.contains(&name) {
+                true => None,
+                false => Some(self.instantiate(part, states.get(&name).map(Vec::as_slice))?),
+            };
+            match slot {
+                Slot::Trainer => *self.shared.trainer.borrow_mut() = session,
+                Slot::Pruner => self.pruners.push(Pruner { part, session }),
+            }
+            self.complete_tags()?;
+        }
+        self.drain()?;
+        self.density = self.count_density()?;
+        let run = self.folder.path().to_path_buf();
+        self.tell(Event::Started { run, step: self.progress.steps_done, of: Some(self.steps_in_sight()) })
+    }
+
+    fn steps_in_sight(&self) -> u64 {
+        self.progress.steps_done + self.steps_per_round.saturating_sub(self.progress.round_step)
+    }
+
+    fn tell(&mut self, event: Event) -> Result<(), Diagnostic> {
+        self.folder.record(&event)?;
+        self.observer.event(&event);
+        Ok(())
+    }
+
+    /// Passes on what plugins said in the last call.
+    fn drain(&mut self) -> Result<(), Diagnostic> {
+        let said = std::mem::take(&mut *self.shared.events.borrow_mut());
+        said.into_iter().try_for_each(|event| self.tell(event))
+    }
+
+    /// Calls the trainer; a death is handled by its policy and then tried once more, or ends the run.
+    fn trainer<T>(&mut self, call: impl Fn(&mut Session) -> Called<T>) -> Result<T, Diagnostic> {
+        loop {
+            let result = match self.shared.trainer.borrow_mut().as_mut() {
+                Some(session) => call(session),
+                None => return Err(Diagnostic::new("the run has no trainer").help("add a [trainer] to the run file")),
+            };
+            self.drain()?;
+            match result {
+                Ok(value) => return Ok(value),
+                Err(death) => {
+                    let session = self.revive(0, &death)?;
+                    *self.shared.trainer.borrow_mut() = session;
+                }
+            }
+        }
+    }
+
+    /// What follows a death: `Err` to end the run, a new session, or none to go on without the plugin.
+    fn revive(&mut self, part: usize, death: &Death) -> Result<Option<Session>, Diagnostic> {
+        let plan = &self.parts[part].plan;
+        let name = plan.name.clone();
+        let error = death.diagnostic(&self.whereabouts());
+        // A plugin can die of another one's death; then that one's policy is not asked.
+        if death.plugin != name {
+            return Err(error);
+        }
+        match plan.on_failure {
+            OnFailure::Fail => Err(error),
+            OnFailure::Skip if plan.slot != Slot::Trainer => {
+                let text = format!("plugin `{name}` failed in `{}` and is left out: {}", death.call, death.what);
+                self.tell(Event::Warning { text, help: death.help.clone() })?;
+                Ok(None)
+            }
+            OnFailure::Skip => Err(error.help("a run can't go on without its trainer: use on-failure = \"restart\"")),
+            OnFailure::Restart => {
+                let count = self.restarts.entry(name.clone()).or_default();
+                *count += 1;
+                if *count > MAX_RESTARTS {
+                    return Err(error.detail("restarts", MAX_RESTARTS.to_string()));
+                }
+                let text = format!("plugin `{name}` failed in `{}` and is started again: {}", death.call, death.what);
+                self.tell(Event::Warning { text, help: death.help.clone() })?;
+                let state = self.last_saved.get(&name).cloned();
+                self.instantiate(part, state.as_deref()).map(Some)
+            }
+        }
+    }
+
+    fn drive(mut self) -> Result<Ending, Diagnostic> {
+        let ending = self.rounds();
+        // The trainer's store holds the shared state, which holds the trainer: break the circle.
+        self.shared.trainer.borrow_mut().take();
+        ending
+    }
+
+    fn rounds(&mut self) -> Result<Ending, Diagnostic> {
+        while !self.progress.stage_over {
+            while !self.progress.round_over && self.progress.round_step < self.steps_per_round {
+                if self.cancel.load(Ordering::Relaxed) {
+                    self.checkpoint()?;
+                    let run = self.folder.path().to_path_buf();
+                    let step = self.progress.steps_done;
+                    self.tell(Event::Interrupted { run: run.clone(), step })?;
+                    return Ok(Ending::Interrupted { run, step });
+                }
+                self.step()?;
+            }
+            if !self.progress.stage_over {
+                match self.event(wit::EventKind::Round)? {
+                    Some(wit::Directive::Rewind(_)) => {}
+                    _ => self.progress.stage_over = true,
+                }
+            }
+        }
+        self.event(wit::EventKind::Stage)?;
+        self.finish()
+    }
+
+    fn step(&mut self) -> Result<(), Diagnostic> {
+        let began = Instant::now();
+        let at = self.at();
+        {
+            let run = &mut *self.shared.run.borrow_mut();
+            run.passes = 0;
+        }
+        let report = self.trainer(|session| session.step(at))?;
+        self.complete_tags()?;
+        self.adopt()?;
+        self.progress.steps_done += 1;
+        self.progress.round_step += 1;
+        self.shared.run.borrow_mut().steps_done = self.progress.steps_done;
+        let epoch = (self.progress.round_step - 1) / self.steps_per_epoch;
+        self.tell(Event::Step {
+            step: self.progress.steps_done,
+            of: Some(self.steps_in_sight()),
+            epoch,
+            round: self.progress.round.into(),
+            loss: Some(report.loss),
+            samples: report.samples.into(),
+            seconds: began.elapsed().as_secs_f64(),
+        })?;
+        if report.done {
+            self.progress.round_over = true;
+        }
+        let mut rewound = matches!(self.event(wit::EventKind::Step)?, Some(wit::Directive::Rewind(_)));
+        let over = self.progress.round_over || self.progress.round_step >= self.steps_per_round;
+        let epoch_ends = self.progress.round_step.is_multiple_of(self.steps_per_epoch);
+        if !rewound && (epoch_ends || over) {
+            let epochs = self.progress.round_step.div_ceil(self.steps_per_epoch);
+            if over || epochs.is_multiple_of(u64::from(self.plan.schedule.evaluate_every.max(1))) {
+                self.evaluate_progress(epochs)?;
+            }
+            rewound = matches!(self.event(wit::EventKind::Epoch)?, Some(wit::Directive::Rewind(_)));
+        }
+        let every = self.plan.checkpoint.every;
+        let due = match every {
+            0 => epoch_ends || over,
+            n => self.progress.steps_done.is_multiple_of(n),
+        };
+        if due || rewound {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Sends an event to every pruner that wants it and does what they answer: `stop` before `rewind`.
+    fn event(&mut self, kind: wit::EventKind) -> Result<Option<wit::Directive>, Diagnostic> {
+        let mut metrics: Vec<wit::Metric> = Vec::new();
+        for (name, &value) in &self.progress.metrics {
+            metrics.push(wit::Metric { name: name.clone(), value, measured: true });
+        }
+        let event = wit::Event { kind, at: self.at(), metrics };
+        let mut answer: Option<(usize, wit::Directive)> = None;
+        for i in 0..self.pruners.len() {
+            let part = self.pruners[i].part;
+            if !self.parts[part].wants(kind) {
+                continue;
+            }
+            let Some(session) = self.pruners[i].session.as_mut() else { continue };
+            let result = session.on_event(&event);
+            self.drain()?;
+            let directive = match result {
+                Ok(directive) => directive,
+                Err(death) => {
+                    self.pruners[i].session = self.revive(part, &death)?;
+                    wit::Directive::Continue
+                }
+            };
+            self.complete_tags()?;
+            if directive != wit::Directive::Continue
+                && let Some(session) = self.pruners[i].session.as_mut()
+            {
+                session.guest_mut().counters.acted = true;
+            }
+            let stronger = match (&answer, &directive) {
+                (_, wit::Directive::Continue) => false,
+                (None, _) | (Some((_, wit::Directive::Rewind(_))), wit::Directive::Stop) => true,
+                _ => false,
+            };
+            if stronger {
+                answer = Some((part, directive));
+            }
+            self.note_density(part)?;
+        }
+        match &answer {
+            Some((_, wit::Directive::Stop)) => {
+                self.progress.round_over = true;
+                self.progress.stage_over = true;
+            }
+            Some((part, wit::Directive::Rewind(tag))) if kind != wit::EventKind::Stage => {
+                let (part, tag) = (*part, tag.clone());
+                self.rewind(part, &tag)?;
+            }
+            _ => {}
+        }
+        Ok(answer.map(|(_, directive)| directive))
+    }
+
+    fn note_density(&mut self, part: usize) -> Result<(), Diagnostic> {
+        let changes = self.shared.run.borrow().mask_changes;
+        if std::mem::replace(&mut self.mask_changes, changes) == changes {
+            return Ok(());
+        }
+        let density = self.count_density()?;
+        if density == self.density {
+            return Ok(());
+        }
+        self.density = density;
+        let (alive, total) = density;
+        let plugin = self.parts[part].plan.name.clone();
+        let sparsity = sparsity(density);
+        self.tell(Event::Pruned { plugin, step: self.progress.steps_done, sparsity, alive, total })
+    }
+
+    fn count_density(&self) -> Result<(u64, u64), Diagnostic> {
+        let run = self.shared.run.borrow();
+        let main = run.sets.get(&SetId::Main).map(ParameterSet::density);
+        main.transpose().map(Option::unwrap_or_default).map_err(|error| edge("the weights could not be counted", &error))
+    }
+
+    /// Another round from a tag. Masks stay as they are now.
+    fn rewind(&mut self, part: usize, tag: &str) -> Result<(), Diagnostic> {
+        let plugin = self.parts[part].plan.name.clone();
+        let trainer = self.parts[0].plan.name.clone();
+        let unknown = || {
+            Diagnostic::new(format!("plugin `{plugin}` rewinds to the tag `{tag}`, which does not exist"))
+                .at(self.whereabouts())
+                .help("the plugin has to call parameters.snapshot on the run's set with that tag first")
+        };
+        let saved = {
+            let run = &mut *self.shared.run.borrow_mut();
+            let saved = run.tags.get(tag).cloned().ok_or_else(unknown)?;
+            let main = run.sets.get_mut(&SetId::Main).ok_or_else(unknown)?;
+            main.restore_keeping_masks(tag).map_err(|error| edge("the run could not be rewound", &error))?;
+            let inner = inner_tag(tag);
+            for (id, set) in &mut run.sets {
+                if owner(id) == Some(trainer.as_str()) && set.has_tag(&inner) {
+                    set.rollback(&inner).map_err(|error| edge("the run could not be rewound", &error))?;
+                }
+            }
+            run.streams.restore_of(&trainer, &saved.streams);
+            saved
+        };
+        self.progress.round_step = saved.round_step;
+        self.progress.round += 1;
+        self.progress.round_over = false;
+        self.progress.stage_over = false;
+        let refused = self.trainer(|session| session.restore(&saved.trainer))?;
+        if let Err(refusal) = refused {
+            return Err(Diagnostic::new(format!("plugin `{trainer}` refuses to go back to `{tag}`"))
+                .detail("because", refusal.message));
+        }
+        let (step, round) = (self.progress.steps_done, self.progress.round.into());
+        self.tell(Event::Rewound { plugin, tag: tag.to_string(), step, round })
+    }
+
+    /// Adds to new tags of the run's set what the host remembers with them.
+    fn complete_tags(&mut self) -> Result<(), Diagnostic> {
+        let new = std::mem::take(&mut self.shared.run.borrow_mut().new_tags);
+        if new.is_empty() {
+            return Ok(());
+        }
+        let bytes = self.trainer(|session| session.save())?;
+        let trainer = self.parts[0].plan.name.clone();
+        let run = &mut *self.shared.run.borrow_mut();
+        for tag in new {
+            for (id, set) in &mut run.sets {
+                if owner(id) == Some(trainer.as_str()) {
+                    set.snapshot(&inner_tag(&tag));
+                }
+            }
+            let streams = run.streams.clone();
+            run.tags.insert(tag, RunTag { round_step: self.progress.round_step, streams, trainer: bytes.clone() });
+        }
+        Ok(())
+    }
+
+    /// Makes an adopted model the run's.
+    fn adopt(&mut self) -> Result<(), Diagnostic> {
+        let run = &mut *self.shared.run.borrow_mut();
+        let Some(id) = run.adopt.take() else { return Ok(()) };
+        if let (Some(model), Some(set)) = (run.models.get(&id).cloned(), run.sets.get(&id.set())) {
+            let set = set.duplicate();
+            run.layers = run.own_layers.get(&id).cloned().unwrap_or_default();
+            run.models.insert(ModelId::Main, model);
+            run.sets.insert(SetId::Main, set);
+            // Tags and mask owners speak of parameters that are gone.
+            run.tags.clear();
+            run.mask_owners.clear();
+        }
+        Ok(())
+    }
+
+    fn evaluate_progress(&mut self, epoch: u64) -> Result<(), Diagnostic> {
+        let split = match self.shared.run.borrow().data.split("validation") {
+            Ok(_) => "validation",
+            Err(_) => "test",
+        };
+        self.evaluate(split, epoch)
+    }
+
+    /// Measures the trainer's predictions on a split. It sees inputs only.
+    fn evaluate(&mut self, split: &str, epoch: u64) -> Result<(), Diagnostic> {
+        let began = Instant::now();
+        let (count, classes) = match self.shared.run.borrow().data.split(split) {
+            Ok(found) if found.count > 0 => (found.count, found.classes),
+            _ => return Ok(()),
+        };
+        let size = self.plan.schedule.evaluation_batch.max(1) as usize;
+        let mut sums = metrics::Sums::new(self.plan.schedule.loss, classes);
+        let mut at = 0;
+        while at < count {
+            let to = (at + size).min(count);
+            let (batch, targets) = self
+                .slice(split, at, to)
+                .map_err(|error| edge("the data could not be read", &error))?;
+            let (kind, output) = self.trainer(|session| session.predict(batch.clone()))?;
+            let name = self.parts[0].plan.name.clone();
+            let added = sums.add(readable(kind), &output, &targets);
+            added.map_err(|problem| {
+                Diagnostic::new(format!("plugin `{name}` predicted something that can't be measured"))
+                    .at(format!("`predict`, {}", self.whereabouts()))
+                    .detail("because", problem)
+            })?;
+            at = to;
+        }
+        let measured = sums.finish();
+        for (name, value) in &measured {
+            self.progress.metrics.insert(format!("{split}/{name}"), *value);
+        }
+        self.tell(Event::Evaluated {
+            split: split.to_string(),
+            step: self.progress.steps_done,
+            epoch,
+            round: self.progress.round.into(),
+            metrics: measured,
+            seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn slice(&self, split: &str, from: usize, to: usize) -> data::Result<(data::Batch, Tensor)> {
+        let run = self.shared.run.borrow();
+        let split = run.data.split(split)?;
+        let rows = |t: &Tensor| ops::slice(t, 0, from as isize, to as isize);
+        let mut fields = Vec::new();
+        for (name, t) in split.fields.iter().filter(|(name, _)| name != "targets") {
+            fields.push((name.clone(), rows(t)?));
+        }
+        let index = ops::arange(from as f64, to as f64, 1.0, espalier_tensor::DType::I64)?;
+        Ok((data::Batch { fields, index, count: (to - from) as u32 }, rows(split.field("targets")?)?))
+    }
+
+    /// Every plugin's bytes, all tensors and numbers, in one file.
+    fn checkpoint(&mut self) -> Result<(), Diagnostic> {
+        let mut plugins = BTreeMap::new();
+        let mut skipped = Vec::new();
+        let bytes = self.trainer(|session| session.save())?;
+        plugins.insert(self.parts[0].plan.name.clone(), bytes);
+        for i in 0..self.pruners.len() {
+            let part = self.pruners[i].part;
+            let name = self.parts[part].plan.name.clone();
+            let Some(session) = self.pruners[i].session.as_mut() else {
+                skipped.push(name);
+                continue;
+            };
+            match session.save() {
+                Ok(bytes) => {
+                    plugins.insert(name, bytes);
+                }
+                Err(death) => self.pruners[i].session = self.revive(part, &death)?,
+            }
+            self.drain()?;
+        }
+        self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+        self.progress.metrics_bytes = self.folder.sync_metrics()?;
+        let (tensors, saved) = {
+            let run = self.shared.run.borrow();
+            let mut tensors: Vec<(String, Tensor)> = Vec::new();
+            let mut sets = Vec::new();
+            for (number, (id, set)) in run.sets.iter().enumerate() {
+                let (more, meta) = set.export(&format!("set{number}"));
+                tensors.extend(more);
+                sets.push((id.clone(), meta));
+            }
+            let mut splits = Vec::new();
+            for split in run.data.splits.iter().filter(|split| split.added) {
+                for (field, t) in &split.fields {
+                    tensors.push((format!("split/{}/{field}", split.name), t.clone()));
+                }
+                splits.push((split.name.clone(), split.fields.iter().map(|(field, _)| field.clone()).collect()));
+            }
+            let saved = Saved {
+                progress: self.progress.clone(),
+                sets,
+                streams: run.streams.clone(),
+                tags: run.tags.clone(),
+                mask_owners: run.mask_owners.clone(),
+                plugins: plugins.clone(),
+                skipped,
+                layers: run.layers.clone(),
+                splits,
+            };
+            (tensors, saved)
+        };
+        self.last_saved = plugins;
+        let meta = serde_json::to_string(&saved)
+            .map_err(|error| Diagnostic::new("the run's state could not be written as JSON").because(&error))?;
+        let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
+        let write = || -> checkpoint::Result<PathBuf> {
+            let path = checkpoint::write(&self.folder.checkpoints(), self.progress.steps_done, &named, &meta)?;
+            checkpoint::keep_newest(&self.folder.checkpoints(), self.plan.checkpoint.keep)?;
+            Ok(path)
+        };
+        let path = write().map_err(|error| edge("the checkpoint could not be written", &error))?;
+        self.tell(Event::Checkpoint { step: self.progress.steps_done, path })
+    }
+
+    fn finish(&mut self) -> Result<Ending, Diagnostic> {
+        let epoch = self.progress.round_step.div_ceil(self.steps_per_epoch);
+        for split in ["validation", "test"] {
+            self.evaluate(split, epoch)?;
+        }
+        self.density = self.count_density()?;
+        self.progress.metrics.insert("sparsity".into(), sparsity(self.density));
+        self.checkpoint()?;
+        for plugin in self.idle_plugins() {
+            let text = format!("plugin `{plugin}` changed nothing in the whole run");
+            let help = Some("check its options: the schedule may end before it begins to act".to_string());
+            self.tell(Event::Warning { text, help })?;
+        }
+        let plugins = self.counters();
+        self.tell(Event::Counters { plugins })?;
+        let finished = Finished {
+            run: self.folder.path().to_path_buf(),
+            seconds: self.progress.seconds,
+            steps: self.progress.steps_done,
+            metrics: self.progress.metrics.clone(),
+        };
+        self.tell(Event::Finished(finished.clone()))?;
+        Ok(Ending::Finished(finished))
+    }
+
+    fn idle_plugins(&self) -> Vec<String> {
+        let trainer = self.shared.trainer.borrow();
+        let sessions = trainer.iter().chain(self.pruners.iter().filter_map(|p| p.session.as_ref()));
+        // A resumed run has forgotten what happened before it.
+        let whole = self.seconds_before == 0.0;
+        sessions.filter(|s| whole && !s.guest().counters.acted).map(|s| s.guest().name.clone()).collect()
+    }
+
+    fn counters(&self) -> Vec<PluginCounters> {
+        let trainer = self.shared.trainer.borrow();
+        let sessions = trainer.iter().chain(self.pruners.iter().filter_map(|p| p.session.as_ref()));
+        let one = |session: &Session| {
+            let guest = session.guest();
+            let c = &guest.counters;
+            PluginCounters {
+                slot: guest.slot,
+                name: guest.name.clone(),
+                calls: c.calls.iter().map(|(name, n)| (name.to_string(), *n)).collect(),
+                guest_seconds: c.total.saturating_sub(c.host).as_secs_f64(),
+                host_seconds: c.host.as_secs_f64(),
+                peak_tensor_bytes: guest.account.peak_bytes(),
+                peak_handles: c.peak_handles,
+                restarts: self.restarts.get(&guest.name).copied().unwrap_or_default(),
+            }
+        };
+        sessions.map(one).collect()
+    }
+}
+
+fn readable(kind: PredictionKind) -> metrics::Prediction {
+    match kind {
+        PredictionKind::Logits => metrics::Prediction::Logits,
+        PredictionKind::Probabilities => metrics::Prediction::Probabilities,
+        PredictionKind::Values => metrics::Prediction::Values,
+        PredictionKind::MeanVariance => metrics::Prediction::MeanVariance,
+        PredictionKind::Quantiles | PredictionKind::Mixture | PredictionKind::Samples => metrics::Prediction::Other,
+    }
+}
+
+fn sparsity((alive, total): (u64, u64)) -> f64 {
+    if total == 0 { 0.0 } else { 1.0 - alive as f64 / total as f64 }
+}
+
+/// The tag under which a plugin's own sets go with a tag of the run's set.
+fn inner_tag(tag: &str) -> String {
+    format!("run:{tag}")
+}
+
+fn owner(id: &SetId) -> Option<&str> {
+    match id {
+        SetId::Main => None,
+        SetId::Own { plugin, .. } | SetId::OfModel { plugin, .. } => Some(plugin),
+    }
+}
+
+fn edge(what: &str, error: &dyn std::error::Error) -> Diagnostic {
+    Diagnostic::new(what).because(error)
+}
+
+fn saved(meta: &str) -> Result<Saved, Diagnostic> {
+    serde_json::from_str(meta).map_err(|error| {
+        Diagnostic::new("the checkpoint was written by another version of Espalier")
+            .because(&error)
+            .help("run from the beginning, or use the version that wrote it")
+    })
+}
+
+fn compose(
+    plan: &Plan,
+    parts: &[Part],
+    data: &data::Dataset,
+    model: &Model,
+    main: &ParameterSet,
+    steps_per_epoch: u64,
+    steps_per_round: u64,
+) -> Composition {
+    let count = |name: &str| data.split(name).map_or(0, |s| s.count);
+    let first = data.splits.first();
+    let source = match &plan.data.source {
+        DataSource::Digits => "digits".to_string(),
+        DataSource::Idx { path } | DataSource::Csv { path, .. } => path.display().to_string(),
+        DataSource::Npy { inputs, .. } => inputs.display().to_string(),
+    };
+    let size = |i: &crate::parameters::ParameterInfo| i.shape.iter().map(|&n| n as u64).product::<u64>();
+    let infos = main.infos();
+    let layers: Vec<String> = plan
+        .model
+        .iter()
+        .map(|layer| match layer.settings.get("features").and_then(|v| v.first()) {
+            Some(n) => format!("{} {n}", layer.kind),
+            None => layer.kind.clone(),
+        })
+        .collect();
+    let schedule = match plan.schedule.length {
+        Length::Epochs(n) => format!("{n} epochs of {steps_per_epoch} steps"),
+        Length::Steps(_) => format!("{steps_per_round} steps, {steps_per_epoch} an epoch"),
+    };
+    Composition {
+        name: plan.name.clone(),
+        seed: plan.seed,
+        threads: plan.threads,
+        data: ComposedData {
+            source,
+            shape: first
+                .and_then(|s| s.field("inputs").ok())
+                .map(|t| t.shape()[1..].to_vec())
+                .unwrap_or_default(),
+            classes: first.map(|s| s.classes as usize).filter(|&n| n > 0),
+            train: count("train"),
+            validation: count("validation"),
+            test: count("test"),
+        },
+        model: ComposedModel {
+            text: layers.join(" · "),
+            layers: model.infos().len(),
+            parameters: infos.iter().filter(|i| i.kind != Kind::Buffer).map(size).sum(),
+            prunable: infos.iter().filter(|i| i.kind == Kind::Weight).map(size).sum(),
+        },
+        plugins: parts
+            .iter()
+            .map(|p| ComposedPlugin {
+                slot: p.plan.slot,
+                name: p.plan.name.clone(),
+                version: p.version.clone(),
+                sha256: p.loaded.sha256.clone(),
+                size: p.loaded.size,
+                options: p.settings.clone(),
+            })
+            .collect(),
+        schedule: format!("{schedule}, {} samples a step", plan.schedule.batch_size),
+    }
+}
+
+/// The final parameters of a run's newest checkpoint: the run's own set. For tests and tools.
+///
+/// # Errors
+/// No checkpoint, or one that can't be read.
+pub fn parameters_of(folder: &Path) -> Result<ParameterSet, Diagnostic> {
+    let found = checkpoint::newest(&folder.join("checkpoints"))
+        .map_err(|error| edge("no checkpoint could be read", &error))?
+        .ok_or_else(|| Diagnostic::new(format!("`{}` holds no checkpoint", folder.display())))?;
+    let saved = saved(&found.meta)?;
+    for (number, (id, meta)) in saved.sets.iter().enumerate() {
+        if *id == SetId::Main {
+            return ParameterSet::import(&format!("set{number}"), &found.tensors, meta)
+                .map_err(|error| edge("the checkpoint does not hold what it should", &error));
+        }
+    }
+    Err(Diagnostic::new("the checkpoint holds no parameters of the run"))
+}
