@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use espalier_runtime::diagnostic::Diagnostic;
 use espalier_runtime::events::{Ending, Event, Observer};
-use espalier_runtime::plan::Plan;
 use espalier_runtime::registry::Registry;
+use espalier_runtime::run::RunOptions;
 use espalier_runtime::runfile::{self, Overrides};
 
 use crate::args::{self, exit};
@@ -65,21 +65,13 @@ fn carry_out(
         Some(file) => file.clone(),
         None => Registry::find(args.file.parent().unwrap_or(Path::new("")))?,
     };
-    let registry = Registry::load(&registry)?;
-    execute(&plan, &registry, cancel, reporter)
-}
-
-fn execute(
-    plan: &Plan,
-    registry: &Registry,
-    _cancel: Arc<AtomicBool>,
-    observer: &mut dyn Observer,
-) -> Result<Ending, Diagnostic> {
-    let building = &mut |building: &_| observer.event(&Event::Building(Clone::clone(building)));
-    registry.resolve_plan(&plan.plugins, building)?;
-    Err(Diagnostic::new(
-        "this build of espalier can read a run and cannot carry it out yet",
-    ))
+    let options = RunOptions {
+        out: args.out.clone(),
+        resume: args.resume.clone(),
+        registry,
+        cancel,
+    };
+    espalier_runtime::run::execute(&plan, &options, reporter)
 }
 
 /// Events to a person and, if asked for, to a machine.

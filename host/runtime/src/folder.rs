@@ -183,7 +183,7 @@ impl RunFolder {
     /// Makes the metrics safe and gives their length, for the checkpoint.
     pub fn sync_metrics(&mut self) -> Result<u64, Diagnostic> {
         let path = self.path.join("metrics.jsonl");
-        let sync = || -> std::io::Result<u64> {
+        let mut sync = || -> std::io::Result<u64> {
             self.log.flush()?;
             self.metrics.flush()?;
             self.metrics.get_ref().sync_data()?;
@@ -195,7 +195,7 @@ impl RunFolder {
     /// Cuts the metrics to a length: what follows belongs to steps that are lost.
     pub fn truncate_metrics(&mut self, length: u64) -> Result<(), Diagnostic> {
         let path = self.path.join("metrics.jsonl");
-        let cut = || -> std::io::Result<()> {
+        let mut cut = || -> std::io::Result<()> {
             self.metrics.flush()?;
             let file = self.metrics.get_mut();
             if file.metadata()?.len() > length {

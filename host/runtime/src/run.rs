@@ -278,9 +278,9 @@ impl<'a> Runner<'a> {
         };
         let states = match restored {
             Some(found) => {
-                let warning = found.warning.clone();
+                let skipped = found.skipped.clone();
                 let states = runner.restore(found)?;
-                if let Some(text) = warning {
+                for text in skipped {
                     runner.tell(Event::Warning { text, help: None })?;
                 }
                 Some(states)
@@ -292,7 +292,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Puts a checkpoint's tensors and numbers back; gives the plugins' bytes and the plugins left out.
-    fn restore(&mut self, found: checkpoint::Found) -> Result<(BTreeMap<String, Vec<u8>>, Vec<String>), Diagnostic> {
+    fn restore(&mut self, found: checkpoint::Checkpoint) -> Result<(BTreeMap<String, Vec<u8>>, Vec<String>), Diagnostic> {
         let saved = saved(&found.meta)?;
         let run = &mut *self.shared.run.borrow_mut();
         for (number, (id, meta)) in saved.sets.iter().enumerate() {
@@ -558,7 +558,7 @@ impl<'a> Runner<'a> {
                 }
             };
             self.complete_tags()?;
-            if directive != wit::Directive::Continue
+            if !matches!(directive, wit::Directive::Continue)
                 && let Some(session) = self.pruners[i].session.as_mut()
             {
                 session.guest_mut().counters.acted = true;
@@ -629,7 +629,7 @@ impl<'a> Runner<'a> {
                     set.rollback(&inner).map_err(|error| edge("the run could not be rewound", &error))?;
                 }
             }
-            run.streams.restore_of(&trainer, &saved.streams);
+            run.streams = rewound(&trainer, &run.streams, &saved.streams);
             saved
         };
         self.progress.round_step = saved.round_step;
@@ -704,7 +704,7 @@ impl<'a> Runner<'a> {
             let to = (at + size).min(count);
             let (batch, targets) = self
                 .slice(split, at, to)
-                .map_err(|error| edge("the data could not be read", &error))?;
+                .map_err(|error| edge("the data could not be read", error.as_ref()))?;
             let (kind, output) = self.trainer(|session| session.predict(batch.clone()))?;
             let name = self.parts[0].plan.name.clone();
             let added = sums.add(readable(kind), &output, &targets);
@@ -729,7 +729,12 @@ impl<'a> Runner<'a> {
         })
     }
 
-    fn slice(&self, split: &str, from: usize, to: usize) -> data::Result<(data::Batch, Tensor)> {
+    fn slice(
+        &self,
+        split: &str,
+        from: usize,
+        to: usize,
+    ) -> Result<(data::Batch, Tensor), Box<dyn std::error::Error>> {
         let run = self.shared.run.borrow();
         let split = run.data.split(split)?;
         let rows = |t: &Tensor| ops::slice(t, 0, from as isize, to as isize);
@@ -796,7 +801,7 @@ impl<'a> Runner<'a> {
         self.last_saved = plugins;
         let meta = serde_json::to_string(&saved)
             .map_err(|error| Diagnostic::new("the run's state could not be written as JSON").because(&error))?;
-        let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
+        let named: Vec<(String, &Tensor)> = tensors.iter().map(|(name, t)| (name.clone(), t)).collect();
         let write = || -> checkpoint::Result<PathBuf> {
             let path = checkpoint::write(&self.folder.checkpoints(), self.progress.steps_done, &named, &meta)?;
             checkpoint::keep_newest(&self.folder.checkpoints(), self.plan.checkpoint.keep)?;
@@ -858,6 +863,15 @@ impl<'a> Runner<'a> {
         };
         sessions.map(one).collect()
     }
+}
+
+/// Positions after a rewind: the trainer's as they were, the others' as they are. A stream of the trainer's
+/// that began since then begins anew.
+fn rewound(trainer: &str, now: &data::Streams, then: &data::Streams) -> data::Streams {
+    let positions = |streams: &data::Streams| Vec::from(streams.clone());
+    let others = positions(now).into_iter().filter(|(id, _)| id.plugin != trainer);
+    let back = positions(then).into_iter().filter(|(id, _)| id.plugin == trainer);
+    others.chain(back).collect::<Vec<_>>().into()
 }
 
 fn readable(kind: PredictionKind) -> metrics::Prediction {

@@ -9,7 +9,7 @@ use super::bindings::trainer::espalier::plugin::data::{
     Batch, FieldInfo, Host, HostStream, Named, Sampling, SplitInfo,
 };
 use super::bindings::trainer::espalier::plugin::{data_publish, log};
-use super::guest::{Guest, misuse};
+use super::guest::{Guest, misuse, told};
 use super::tensors::{wit_dtype, wit_shape};
 use crate::data::{self as store, Order, Split, StreamId};
 use crate::events::{Event, Level};
@@ -39,13 +39,8 @@ impl Guest {
     }
 }
 
-/// An error of the data store, with a budget's error kept whole so that it is told as one.
-fn told<T>(result: store::Result<T>) -> Result<T> {
-    result.or_else(|error| match error.budget() {
-        Some(error) => Err(error.into()),
-        None => misuse(error.to_string()),
-    })
-}
+/// Positions are kept for ever, so their number is bounded.
+const MAX_STREAMS: u64 = 10_000;
 
 fn split_info(s: &Split) -> SplitInfo {
     let fields = s.fields.iter().map(|(name, t)| FieldInfo {
@@ -84,8 +79,11 @@ impl Host for Guest {
         {
             let run = &mut *self.shared.run.borrow_mut();
             told(store::Streams::check(&id, &run.data))?;
-            if run.streams.len() >= 10_000 {
-                return misuse("more than 10000 different streams in a run; use keys again");
+            if run.streams.position(&id).is_none() {
+                run.streams_opened += 1;
+                if run.streams_opened > MAX_STREAMS {
+                    return misuse(format!("more than {MAX_STREAMS} different streams in a run; use keys again"));
+                }
             }
             run.streams.open(id.clone());
         }

@@ -88,6 +88,21 @@ pub fn misuse<T>(text: impl Into<String>) -> wasmtime::Result<T> {
     Err(Refusal::Misuse(text.into()).into())
 }
 
+/// An error of a store as the guest's: a broken tensor budget stays what it is, so that it is told as one; the
+/// rest is misuse.
+pub fn told<T, E: std::error::Error + 'static>(result: std::result::Result<T, E>) -> wasmtime::Result<T> {
+    result.or_else(|error| {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(inner) = cause {
+            if let Some(engine @ espalier_tensor::Error::Budget { .. }) = inner.downcast_ref() {
+                return Err(engine.clone().into());
+            }
+            cause = inner.source();
+        }
+        misuse(error.to_string())
+    })
+}
+
 /// Values by number, numbers used again.
 pub struct Slab<T> {
     entries: Vec<Option<T>>,
@@ -170,10 +185,8 @@ pub struct Guest {
     pub no_grad: u32,
     /// Whether the caller of the current call records graphs; a scope of the guest can only switch it off.
     pub grad_allowed: bool,
-    /// Linear memory in use, all memories together.
-    pub memory: u64,
-    /// The refusal that a growth of memory met, for the error that follows.
-    pub memory_refused: Option<Refusal>,
+    /// Linear memory.
+    pub memory: Meter,
     /// Log text written so far.
     pub logged: u64,
     /// The last lines written to standard error: a panic's message arrives there.
@@ -196,13 +209,12 @@ impl Guest {
             slot,
             account,
             deadline: Instant::now() + limits.call,
+            memory: Meter { used: 0, limit: limits.memory, refused: None },
             limits,
             shared,
             counters: Counters::default(),
             no_grad: 0,
             grad_allowed: true,
-            memory: 0,
-            memory_refused: None,
             logged: 0,
             stderr_tail: String::new(),
             pending: [String::new(), String::new()],
@@ -354,16 +366,24 @@ impl Guest {
     }
 }
 
-impl wasmtime::ResourceLimiter for Guest {
+/// Counts a store's linear memory.
+pub struct Meter {
+    used: u64,
+    limit: u64,
+    /// The refusal that a growth met in this call, for the error that follows.
+    pub refused: Option<Refusal>,
+}
+
+impl wasmtime::ResourceLimiter for Meter {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         // All memories together: wasmtime asks for each by itself.
-        let wanted = self.memory + (desired - current) as u64;
-        if wanted > self.limits.memory {
-            let refusal = Refusal::Memory { wanted, limit: self.limits.memory };
-            self.memory_refused = Some(refusal.clone());
+        let wanted = self.used + (desired - current) as u64;
+        if wanted > self.limit {
+            let refusal = Refusal::Memory { wanted, limit: self.limit };
+            self.refused = Some(refusal.clone());
             return Err(refusal.into());
         }
-        self.memory = wanted;
+        self.used = wanted;
         Ok(true)
     }
 

@@ -11,7 +11,7 @@ use super::bindings::trainer::espalier::plugin::model::{
     ForwardResult, Host, HostModel, LayerInfo, LayerInput, LayerSpec, Mode, Prediction,
 };
 use super::bindings::trainer::espalier::plugin::model_adopt;
-use super::guest::{Guest, misuse};
+use super::guest::{Guest, misuse, told};
 use super::state::{ModelId, RunState};
 use super::tensors::{sizes, wit_shape};
 use crate::model::{self as store, FieldShape, Input, Model};
@@ -21,13 +21,6 @@ use crate::plan::LayerPlan;
 type Handle = Resource<rep::Tensor>;
 type ModelHandle = Resource<rep::Model>;
 type Tensors = Vec<(String, espalier_tensor::Tensor)>;
-
-fn told<T>(result: store::Result<T>) -> Result<T> {
-    result.or_else(|error| match error.budget() {
-        Some(error) => Err(error.into()),
-        None => misuse(error.to_string()),
-    })
-}
 
 impl Guest {
     fn lent(&self, all: &[NamedRef]) -> Result<Tensors> {
@@ -81,6 +74,12 @@ fn plan(spec: LayerSpec, before: &[LayerPlan]) -> Result<LayerPlan> {
         false => spec.name,
     };
     Ok(LayerPlan { name, kind: spec.kind, inputs, settings })
+}
+
+/// Multiply-accumulates a sample of the layers of a range.
+fn macs_of(model: &Model, from: usize, to: usize) -> f64 {
+    let infos = model.infos();
+    infos.iter().take(to).skip(from).map(|l| l.macs as f64).sum()
 }
 
 /// A model and its parameters, both by name; they live side by side in the run.
@@ -156,7 +155,7 @@ impl Host for Guest {
             let (model, set) = model_and_set(run, &id)?;
             let (from, to) = (range.0 as usize, range.1 as usize);
             let samples = inputs.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1) as f64;
-            self.affordable("forward", samples * model.macs(from, to) as f64)?;
+            self.affordable("forward", samples * macs_of(model, from, to))?;
             told(model.forward(set, from, to, &inputs, mode, &overrides, &want, &key))?
         };
         Ok(ForwardResult { output: self.put(Ok(result.output))?, extra: self.put_named(result.extra)? })

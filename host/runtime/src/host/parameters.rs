@@ -8,7 +8,7 @@ use wasmtime::component::Resource;
 use super::bindings::rep;
 use super::bindings::trainer::espalier::plugin::optim::{self, AdamOptions, SgdOptions};
 use super::bindings::trainer::espalier::plugin::parameters::{Host, HostParameterSet, Kind, ParameterInfo};
-use super::guest::{Guest, misuse};
+use super::guest::{Guest, misuse, told};
 use super::state::SetId;
 use super::tensors::{wit_dtype, wit_shape};
 use crate::parameters::{self as store, ParameterSet};
@@ -22,13 +22,7 @@ impl Guest {
         let id = self.set(set)?;
         let mut run = self.shared.run.borrow_mut();
         match run.sets.get_mut(&id) {
-            Some(set) => match f(set) {
-                Ok(value) => Ok(value),
-                Err(error) => match error.budget() {
-                    Some(error) => Err(error.into()),
-                    None => misuse(format!("{error}, in {id}")),
-                },
-            },
+            Some(set) => told(f(set)),
             None => misuse(format!("{id} is gone")),
         }
     }

@@ -11,12 +11,12 @@ use espalier_tensor::{Tensor, account::Account, autograd};
 use wasmtime::component::Linker;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
-use super::bindings::pruner::{self, Pruner};
+use super::bindings::pruner::Pruner;
 use super::bindings::trainer::espalier::plugin::model::PredictionKind;
 use super::bindings::trainer::espalier::plugin::options::Value;
 use super::bindings::trainer::espalier::plugin::run::{Directive, Error, Event, RunInfo, StepInfo, StepReport};
 use super::bindings::trainer::exports::espalier::plugin::plugin::Description;
-use super::bindings::trainer::{self, Trainer};
+use super::bindings::trainer::Trainer;
 use super::guest::{Guest, Refusal, bytes};
 use super::state::Shared;
 use super::wasi;
@@ -74,7 +74,7 @@ impl Session {
         let engine = component.engine().clone();
         let guest = Guest::new(name, component.slot, limits.clone(), account, shared);
         let mut store = Store::new(&engine, guest);
-        store.limiter(|guest| guest);
+        store.limiter(|guest| &mut guest.memory);
         store.set_epoch_deadline(ticks(limits.call));
         // wasmtime counts own and lent handles; the budget proper is counted by `Guest`.
         store.set_max_component_handles(limits.handles as usize * 2 + 4096);
@@ -129,7 +129,7 @@ impl Session {
         let guest = self.store.data_mut();
         guest.deadline = started + budget;
         guest.grad_allowed = caller_mode && grad;
-        guest.memory_refused = None;
+        guest.memory.refused = None;
         autograd::set_grad_enabled(guest.grad_allowed && guest.no_grad == 0);
         let scope = guest.account.enter();
         let result = f(&mut self.store, &self.exports);
@@ -258,7 +258,7 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
     let mut details = Vec::new();
     let mut detail = |label: &str, text: String| details.push((label.to_string(), text));
     let mut help = None;
-    let refusal = guest.memory_refused.as_ref().or_else(|| error.downcast_ref::<Refusal>());
+    let refusal = guest.memory.refused.as_ref().or_else(|| error.downcast_ref::<Refusal>());
     let limit = |field: &str| Some(format!("raise `limits.{field}` of this plugin in the run file, or mend the plugin"));
     let what = if let Some(refusal) = refusal {
         match refusal {
@@ -375,7 +375,3 @@ fn author_line(trace: &WasmBacktrace) -> Option<String> {
     }
     None
 }
-
-// The pruner's world has types of its own only for exports.
-#[allow(unused_imports)]
-use {pruner as _, trainer as _};

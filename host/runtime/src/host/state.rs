@@ -112,6 +112,8 @@ pub struct RunState {
     pub adopt: Option<ModelId>,
     /// Which plugin masks which parameter of the run's set: a second one is refused.
     pub mask_owners: BTreeMap<String, String>,
+    /// Different streams opened.
+    pub streams_opened: u64,
     /// Grows with every change of a mask of the run's set.
     pub mask_changes: u64,
 }
@@ -134,6 +136,7 @@ impl RunState {
             new_tags: Vec::new(),
             adopt: None,
             mask_owners: BTreeMap::new(),
+            streams_opened: 0,
             mask_changes: 0,
         }
     }

@@ -423,3 +423,7 @@ impl random_tensors::Host for Guest {
         self.put(y)
     }
 }
+
+// Interfaces of types only.
+impl super::bindings::trainer::espalier::plugin::options::Host for Guest {}
+impl super::bindings::trainer::espalier::plugin::run::Host for Guest {}
