@@ -276,24 +276,41 @@ impl<'a> Runner<'a> {
             density: (0, 0),
             mask_changes: 0,
         };
-        let states = match restored {
-            Some(found) => {
-                let skipped = found.skipped.clone();
-                let states = runner.restore(found)?;
-                for text in skipped {
-                    runner.tell(Event::Warning { text, help: None })?;
-                }
-                Some(states)
-            }
-            None => None,
-        };
-        runner.start(states)?;
+        runner.start(restored)?;
         Ok(runner)
     }
 
-    /// Puts a checkpoint's tensors and numbers back; gives the plugins' bytes and the plugins left out.
-    fn restore(&mut self, found: checkpoint::Checkpoint) -> Result<(BTreeMap<String, Vec<u8>>, Vec<String>), Diagnostic> {
+    /// Puts a checkpoint over whatever the plugins did in `start`; gives the plugins left out.
+    fn restore(&mut self, found: checkpoint::Checkpoint) -> Result<(), Diagnostic> {
+        for text in &found.skipped {
+            self.tell(Event::Warning { text: text.clone(), help: None })?;
+        }
         let saved = saved(&found.meta)?;
+        self.restore_run(&found, &saved)?;
+        self.folder.truncate_metrics(saved.progress.metrics_bytes)?;
+        self.seconds_before = saved.progress.seconds;
+        self.progress = saved.progress;
+        self.last_saved = saved.plugins;
+        for pruner in &mut self.pruners {
+            if saved.skipped.contains(&self.parts[pruner.part].plan.name) {
+                pruner.session = None;
+            }
+        }
+        let mut trainer = self.shared.trainer.borrow_mut().take();
+        let sessions = trainer.iter_mut().chain(self.pruners.iter_mut().filter_map(|p| p.session.as_mut()));
+        for session in sessions {
+            let name = session.guest().name.clone();
+            if let Some(bytes) = self.last_saved.get(&name) {
+                let restored = session.restore(bytes);
+                let restored = restored.map_err(|death| death.diagnostic("before the first step"))?;
+                restored.map_err(|refusal| refused(&name, refusal, "go on from its saved state"))?;
+            }
+        }
+        *self.shared.trainer.borrow_mut() = trainer;
+        Ok(())
+    }
+
+    fn restore_run(&mut self, found: &checkpoint::Checkpoint, saved: &Saved) -> Result<(), Diagnostic> {
         let run = &mut *self.shared.run.borrow_mut();
         for (number, (id, meta)) in saved.sets.iter().enumerate() {
             let set = ParameterSet::import(&format!("set{number}"), &found.tensors, meta)
@@ -309,15 +326,11 @@ impl<'a> Runner<'a> {
                 .add_split(name, fields.collect())
                 .map_err(|error| edge("the checkpoint does not hold what it should", &error))?;
         }
-        run.streams = saved.streams;
-        run.tags = saved.tags;
-        run.mask_owners = saved.mask_owners;
+        run.streams = saved.streams.clone();
+        run.tags = saved.tags.clone();
+        run.mask_owners = saved.mask_owners.clone();
         run.steps_done = saved.progress.steps_done;
-        self.folder.truncate_metrics(saved.progress.metrics_bytes)?;
-        self.seconds_before = saved.progress.seconds;
-        self.progress = saved.progress;
-        self.last_saved = saved.plugins.clone();
-        Ok((saved.plugins, saved.skipped))
+        Ok(())
     }
 
     fn info(&self) -> wit::RunInfo {
@@ -344,47 +357,30 @@ impl<'a> Runner<'a> {
         format!("step {} of run `{}`", self.progress.steps_done, self.plan.name)
     }
 
-    /// A new instance of a part, started and, where there are bytes, restored.
-    fn instantiate(&self, part: usize, state: Option<&[u8]>) -> Result<Session, Diagnostic> {
+    /// A new instance of a part, started.
+    fn instantiate(&self, part: usize) -> Result<Session, Diagnostic> {
         let part = &self.parts[part];
         let name = &part.plan.name;
         let account = Account::new(Some(part.plan.limits.tensors));
         let at = |death: Death| death.diagnostic(&self.whereabouts());
         let mut session =
             Session::new(&part.loaded, name, part.plan.limits.clone(), account, self.shared.clone()).map_err(at)?;
-        let refused = |refusal: wit::Error, what: &str| {
-            let help = match refusal.code {
-                wit::ErrorCode::InvalidOption => "change the plugin's options under `with` in the run file",
-                wit::ErrorCode::Incompatible => "choose another plugin, or change the model, data or schedule it refuses",
-                wit::ErrorCode::InvalidState => "the checkpoint was written by another version of the plugin",
-                wit::ErrorCode::Other => "see the plugin's README",
-            };
-            Diagnostic::new(format!("plugin `{name}` refuses to {what}")).detail("because", refusal.message).help(help)
-        };
         let started = session.start(self.info(), &part.wit_settings()).map_err(at)?;
-        started.map_err(|refusal| refused(refusal, "start"))?;
-        if let Some(state) = state {
-            let restored = session.restore(state).map_err(at)?;
-            restored.map_err(|refusal| refused(refusal, "go on from its saved state"))?;
-        }
+        started.map_err(|refusal| refused(name, refusal, "start"))?;
         Ok(session)
     }
 
-    fn start(&mut self, restored: Option<(BTreeMap<String, Vec<u8>>, Vec<String>)>) -> Result<(), Diagnostic> {
-        let (states, skipped) = restored.unwrap_or_default();
+    fn start(&mut self, checkpoint: Option<checkpoint::Checkpoint>) -> Result<(), Diagnostic> {
         for part in 0..self.parts.len() {
-            let plan = &self.parts[part].plan;
-            let (name, slot) = (plan.name.clone(), plan.slot);
-            // A resumed plugin may tag in `start` as it did at first; the tags that were restored win.
-            let session = match skipped.contains(&name) {
-                true => None,
-                false => Some(self.instantiate(part, states.get(&name).map(Vec::as_slice))?),
-            };
-            match slot {
+            let session = Some(self.instantiate(part)?);
+            match self.parts[part].plan.slot {
                 Slot::Trainer => *self.shared.trainer.borrow_mut() = session,
                 Slot::Pruner => self.pruners.push(Pruner { part, session }),
             }
             self.complete_tags()?;
+        }
+        if let Some(checkpoint) = checkpoint {
+            self.restore(checkpoint)?;
         }
         self.drain()?;
         self.density = self.count_density()?;
@@ -451,10 +447,30 @@ impl<'a> Runner<'a> {
                 }
                 let text = format!("plugin `{name}` failed in `{}` and is started again: {}", death.call, death.what);
                 self.tell(Event::Warning { text, help: death.help.clone() })?;
-                let state = self.last_saved.get(&name).cloned();
-                self.instantiate(part, state.as_deref()).map(Some)
+                self.restart(part).map(Some)
             }
         }
+    }
+
+    /// A new instance with the state of the last save. `start` is called as at first; what it does to the run
+    /// is undone.
+    fn restart(&mut self, part: usize) -> Result<Session, Diagnostic> {
+        let before = {
+            let run = self.shared.run.borrow();
+            (run.sets.clone(), run.streams.clone(), run.tags.clone(), run.mask_owners.clone())
+        };
+        let mut session = self.instantiate(part)?;
+        {
+            let run = &mut *self.shared.run.borrow_mut();
+            (run.sets, run.streams, run.tags, run.mask_owners) = before;
+            run.new_tags.clear();
+        }
+        let name = &self.parts[part].plan.name;
+        if let Some(bytes) = self.last_saved.get(name) {
+            let restored = session.restore(bytes).map_err(|death| death.diagnostic(&self.whereabouts()))?;
+            restored.map_err(|refusal| refused(name, refusal, "go on from its saved state"))?;
+        }
+        Ok(session)
     }
 
     fn drive(mut self) -> Result<Ending, Diagnostic> {
@@ -882,6 +898,17 @@ fn readable(kind: PredictionKind) -> metrics::Prediction {
         PredictionKind::MeanVariance => metrics::Prediction::MeanVariance,
         PredictionKind::Quantiles | PredictionKind::Mixture | PredictionKind::Samples => metrics::Prediction::Other,
     }
+}
+
+/// A plugin's refusal, for people.
+fn refused(name: &str, refusal: wit::Error, what: &str) -> Diagnostic {
+    let help = match refusal.code {
+        wit::ErrorCode::InvalidOption => "change the plugin's options under `with` in the run file",
+        wit::ErrorCode::Incompatible => "choose another plugin, or change the model, data or schedule it refuses",
+        wit::ErrorCode::InvalidState => "the checkpoint was written by another version of the plugin",
+        wit::ErrorCode::Other => "see the plugin's README",
+    };
+    Diagnostic::new(format!("plugin `{name}` refuses to {what}")).detail("because", refusal.message).help(help)
 }
 
 fn sparsity((alive, total): (u64, u64)) -> f64 {
