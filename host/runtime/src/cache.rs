@@ -13,15 +13,26 @@ use wasmtime::component::Component;
 /// `$XDG_CACHE_HOME/espalier` or `~/.cache/espalier`, made with rights for this user alone; `None` if it can't be
 /// trusted.
 pub fn private_folder() -> Option<PathBuf> {
-    let base = match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute()) {
+    let base = match std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute())
+    {
         Some(base) => base,
         None => PathBuf::from(std::env::var_os("HOME")?).join(".cache"),
     };
     let folder = base.join("espalier").join("components");
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).ok()?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .ok()?;
     let about = std::fs::symlink_metadata(&folder).ok()?;
-    let mine = std::fs::metadata("/proc/self").map(|m| m.uid()).or_else(|_| std::fs::metadata(&base).map(|m| m.uid())).ok()?;
-    (about.is_dir() && about.uid() == mine && about.permissions().mode() & 0o077 == 0).then_some(folder)
+    let mine = std::fs::metadata("/proc/self")
+        .map(|m| m.uid())
+        .or_else(|_| std::fs::metadata(&base).map(|m| m.uid()))
+        .ok()?;
+    (about.is_dir() && about.uid() == mine && about.permissions().mode() & 0o077 == 0)
+        .then_some(folder)
 }
 
 /// A compiled component from the folder; `None` if it is not there, not ours, or of another wasmtime.

@@ -16,7 +16,9 @@ use wasmtime::component::types::ComponentItem;
 use wasmtime::{Config, Engine, WasmBacktraceDetails};
 
 use crate::diagnostic::{Diagnostic, nearest};
-use crate::host::bindings::trainer::espalier::plugin::options::{Kind, OptionInfo as WitOption, Value};
+use crate::host::bindings::trainer::espalier::plugin::options::{
+    Kind, OptionInfo as WitOption, Value,
+};
 use crate::host::session::Session;
 use crate::host::state::{RunState, Shared};
 use crate::options::{OptionInfo, OptionKind};
@@ -37,15 +39,38 @@ const COMMON: [&str; 4] = ["log", "random", "run", "options"];
 pub fn granted(slot: Slot) -> &'static [&'static str] {
     match slot {
         Slot::Trainer => &[
-            "tensors", "autograd", "random-tensors", "parameters", "optim", "data", "data-publish", "model", "model-adopt",
+            "tensors",
+            "autograd",
+            "random-tensors",
+            "parameters",
+            "optim",
+            "data",
+            "data-publish",
+            "model",
+            "model-adopt",
         ],
-        Slot::Pruner => &["tensors", "autograd", "random-tensors", "parameters", "data", "model"],
+        Slot::Pruner => &[
+            "tensors",
+            "autograd",
+            "random-tensors",
+            "parameters",
+            "data",
+            "model",
+        ],
     }
 }
 
 /// Every interface that some slot is granted, or will be: those a listing can say "no" to.
 pub const CAPABILITIES: [&str; 10] = [
-    "tensors", "autograd", "random-tensors", "parameters", "optim", "data", "data-publish", "model", "model-adopt",
+    "tensors",
+    "autograd",
+    "random-tensors",
+    "parameters",
+    "optim",
+    "data",
+    "data-publish",
+    "model",
+    "model-adopt",
     "rollouts",
 ];
 
@@ -129,12 +154,17 @@ pub fn engine() -> Result<Engine, Diagnostic> {
             Ok(engine)
         })
         .clone()
-        .map_err(|error| Diagnostic::new("the WebAssembly engine could not be started").detail("because", error))
+        .map_err(|error| {
+            Diagnostic::new("the WebAssembly engine could not be started").detail("because", error)
+        })
 }
 
 /// SHA-256 in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
 }
 
 /// Checks and compiles a component. `source` is how the person knows it: a plugin's name or a file.
@@ -150,7 +180,14 @@ pub fn load(source: &str, bytes: &[u8]) -> Result<Loaded, Diagnostic> {
     })?;
     let (slot, interface) = slot_of(source, &engine, &component)?;
     let imports = check_imports(source, slot, &engine, &component)?;
-    Ok(Loaded { component, slot, sha256: digest, size: bytes.len() as u64, imports, interface })
+    Ok(Loaded {
+        component,
+        slot,
+        sha256: digest,
+        size: bytes.len() as u64,
+        imports,
+        interface,
+    })
 }
 
 /// The first eight bytes say whether it is WebAssembly at all, and whether a module or a component.
@@ -158,13 +195,19 @@ fn header(source: &str, bytes: &[u8]) -> Result<(), Diagnostic> {
     const BUILD: &str = "build it with `cargo build --release --target wasm32-wasip2`";
     match bytes.get(..8) {
         Some([0, b'a', b's', b'm', 0x0d, 0, 1, 0]) => Ok(()),
-        Some([0, b'a', b's', b'm', 1, 0, 0, 0]) => Err(Diagnostic::new(format!("`{source}` is a core WebAssembly module"))
-            .expected("a WebAssembly component")
-            .found("a core module, as wasm32-unknown-unknown or wasm32-wasip1 make them")
-            .help(BUILD)),
+        Some([0, b'a', b's', b'm', 1, 0, 0, 0]) => Err(Diagnostic::new(format!(
+            "`{source}` is a core WebAssembly module"
+        ))
+        .expected("a WebAssembly component")
+        .found("a core module, as wasm32-unknown-unknown or wasm32-wasip1 make them")
+        .help(BUILD)),
         Some(_) => Err(Diagnostic::new(format!("`{source}` is not WebAssembly"))
             .expected("a WebAssembly component")
-            .found(format!("{} bytes that begin with {:02x?}", bytes.len(), &bytes[..4]))
+            .found(format!(
+                "{} bytes that begin with {:02x?}",
+                bytes.len(),
+                &bytes[..4]
+            ))
             .help(BUILD)),
         None => Err(Diagnostic::new(format!("`{source}` is cut short"))
             .expected("a WebAssembly component")
@@ -184,19 +227,31 @@ fn compatible(version: &str) -> bool {
     matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) == (INTERFACE.0, INTERFACE.1))
 }
 
-fn slot_of(source: &str, engine: &Engine, component: &Component) -> Result<(Slot, String), Diagnostic> {
+fn slot_of(
+    source: &str,
+    engine: &Engine,
+    component: &Component,
+) -> Result<(Slot, String), Diagnostic> {
     let ours = format!("{}.{}.{}", INTERFACE.0, INTERFACE.1, INTERFACE.2);
     let ty = component.component_type();
     let mut exports = Vec::new();
-    let names = ty.imports(engine).map(|(n, _)| n).chain(ty.exports(engine).map(|(n, _)| n));
+    let names = ty
+        .imports(engine)
+        .map(|(n, _)| n)
+        .chain(ty.exports(engine).map(|(n, _)| n));
     for name in names {
         if let Some((_, version)) = split_name(name)
             && !compatible(version)
         {
-            return Err(Diagnostic::new(format!("`{source}` speaks another version of the plugin interface"))
-                .expected(format!("espalier:plugin {}.{}.x (this host has {ours})", INTERFACE.0, INTERFACE.1))
-                .found(format!("espalier:plugin {version}, at `{name}`"))
-                .help("build the plugin with the SDK of this host's version"));
+            return Err(Diagnostic::new(format!(
+                "`{source}` speaks another version of the plugin interface"
+            ))
+            .expected(format!(
+                "espalier:plugin {}.{}.x (this host has {ours})",
+                INTERFACE.0, INTERFACE.1
+            ))
+            .found(format!("espalier:plugin {version}, at `{name}`"))
+            .help("build the plugin with the SDK of this host's version"));
         }
     }
     let mut found = None;
@@ -219,7 +274,12 @@ fn slot_of(source: &str, engine: &Engine, component: &Component) -> Result<(Slot
     })
 }
 
-fn check_imports(source: &str, slot: Slot, engine: &Engine, component: &Component) -> Result<Vec<String>, Diagnostic> {
+fn check_imports(
+    source: &str,
+    slot: Slot,
+    engine: &Engine,
+    component: &Component,
+) -> Result<Vec<String>, Diagnostic> {
     let mut ours = Vec::new();
     for (name, item) in component.component_type().imports(engine) {
         let allowed = match split_name(name) {
@@ -229,14 +289,20 @@ fn check_imports(source: &str, slot: Slot, engine: &Engine, component: &Componen
             }
             None => {
                 let base = name.split('@').next().unwrap_or(name);
-                crate::host::wasi_allowed(base) && matches!(item.ty, ComponentItem::ComponentInstance(_))
+                crate::host::wasi_allowed(base)
+                    && matches!(item.ty, ComponentItem::ComponentInstance(_))
             }
         };
         if !allowed {
-            return Err(Diagnostic::new(format!("`{source}` imports something that a {slot} is not granted"))
-                .at(format!("import `{name}`"))
-                .expected(format!("of espalier:plugin only {}", granted(slot).join(", ")))
-                .help("a capability is an import: a plugin that needs it belongs in another slot"));
+            return Err(Diagnostic::new(format!(
+                "`{source}` imports something that a {slot} is not granted"
+            ))
+            .at(format!("import `{name}`"))
+            .expected(format!(
+                "of espalier:plugin only {}",
+                granted(slot).join(", ")
+            ))
+            .help("a capability is an import: a plugin that needs it belongs in another slot"));
         }
     }
     ours.sort();
@@ -269,24 +335,40 @@ fn compatibility(engine: &Engine) -> String {
 }
 
 /// The options a component declares, asked of a fresh instance that has nothing else.
-pub fn describe(source: &str, component: &Loaded) -> Result<(String, String, String, Vec<OptionInfo>, Vec<String>), Diagnostic> {
+pub fn describe(
+    source: &str,
+    component: &Loaded,
+) -> Result<(String, String, String, Vec<OptionInfo>, Vec<String>), Diagnostic> {
     let shared = Rc::new(Shared::new(RunState::empty(0)));
-    let limits = Limits { call: Duration::from_secs(10), ..Limits::default() };
+    let limits = Limits {
+        call: Duration::from_secs(10),
+        ..Limits::default()
+    };
     let account = espalier_tensor::account::Account::new(Some(limits.tensors));
-    let told = Session::new(component, source, limits, account, shared).and_then(|mut s| s.describe());
+    let told =
+        Session::new(component, source, limits, account, shared).and_then(|mut s| s.describe());
     let d = told.map_err(|death| death.diagnostic("before the run"))?;
-    let options = d.options.into_iter().map(|o| option_info(source, o)).collect::<Result<Vec<_>, _>>()?;
+    let options = d
+        .options
+        .into_iter()
+        .map(|o| option_info(source, o))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut seen = BTreeMap::new();
     for option in &options {
         if seen.insert(option.name.clone(), ()).is_some() {
-            return Err(Diagnostic::new(format!("plugin `{source}` declares the option `{}` twice", option.name)));
+            return Err(Diagnostic::new(format!(
+                "plugin `{source}` declares the option `{}` twice",
+                option.name
+            )));
         }
     }
     const EVENTS: [&str; 4] = ["step", "epoch", "round", "stage"];
     if let Some(wrong) = d.events.iter().find(|e| !EVENTS.contains(&e.as_str())) {
-        return Err(Diagnostic::new(format!("plugin `{source}` asks for the event `{wrong}`, which does not exist"))
-            .expected(EVENTS.join(", "))
-            .help_if(nearest(wrong, EVENTS).map(|n| format!("did it mean `{n}`?"))));
+        return Err(Diagnostic::new(format!(
+            "plugin `{source}` asks for the event `{wrong}`, which does not exist"
+        ))
+        .expected(EVENTS.join(", "))
+        .help_if(nearest(wrong, EVENTS).map(|n| format!("did it mean `{n}`?"))));
     }
     Ok((d.name, d.version, d.summary, options, d.events))
 }
@@ -300,9 +382,21 @@ fn option_info(source: &str, o: WitOption) -> Result<OptionInfo, Diagnostic> {
         Kind::Choice(all) => OptionKind::Choice(all),
         Kind::Numbers => OptionKind::Floats,
     };
-    let info = OptionInfo { name: o.name, kind, default: option_value(o.default), min: o.min, max: o.max, doc: o.doc };
+    let info = OptionInfo {
+        name: o.name,
+        kind,
+        default: option_value(o.default),
+        min: o.min,
+        max: o.max,
+        doc: o.doc,
+    };
     let given = BTreeMap::from([(info.name.clone(), info.default.clone())]);
-    match crate::options::check(source, std::slice::from_ref(&info), &given, &BTreeMap::new()) {
+    match crate::options::check(
+        source,
+        std::slice::from_ref(&info),
+        &given,
+        &BTreeMap::new(),
+    ) {
         Ok(_) => Ok(info),
         Err(_) => Err(Diagnostic::new(format!(
             "plugin `{source}` declares the option `{}` with a default that it would refuse",
@@ -338,7 +432,11 @@ pub fn wit_value(v: &OptionValue) -> Value {
 pub fn inspect(source: &str, bytes: &[u8]) -> Result<Inspection, Diagnostic> {
     let loaded = load(source, bytes)?;
     let (name, version, summary, options, _) = describe(source, &loaded)?;
-    let denied = CAPABILITIES.iter().filter(|c| !granted(loaded.slot).contains(c)).map(|c| c.to_string()).collect();
+    let denied = CAPABILITIES
+        .iter()
+        .filter(|c| !granted(loaded.slot).contains(c))
+        .map(|c| c.to_string())
+        .collect();
     Ok(Inspection {
         name,
         version,

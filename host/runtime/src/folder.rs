@@ -61,12 +61,17 @@ impl RunFolder {
     pub fn create(out: Option<&Path>, name: &str, lock: &Lock) -> Result<RunFolder, Diagnostic> {
         let path = match out {
             Some(out) => {
-                let taken = out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+                let taken = out
+                    .read_dir()
+                    .is_ok_and(|mut entries| entries.next().is_some());
                 if taken || out.is_file() {
                     return Err(Diagnostic::new(format!("`{}` is not empty", out.display()))
                         .at("--out")
                         .expected("a folder that is empty or does not exist")
-                        .help(format!("choose another folder, or go on with that run: --resume {}", out.display())));
+                        .help(format!(
+                            "choose another folder, or go on with that run: --resume {}",
+                            out.display()
+                        )));
                 }
                 std::fs::create_dir_all(out).map_err(failed("made", out))?;
                 out.to_path_buf()
@@ -74,8 +79,16 @@ impl RunFolder {
             None => {
                 let base = Path::new("runs");
                 std::fs::create_dir_all(base).map_err(failed("made", base))?;
-                let name: String =
-                    name.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
+                let name: String = name
+                    .chars()
+                    .map(|c| {
+                        if c.is_alphanumeric() || "-_.".contains(c) {
+                            c
+                        } else {
+                            '-'
+                        }
+                    })
+                    .collect();
                 let mut number = 1;
                 loop {
                     let path = match number {
@@ -85,7 +98,9 @@ impl RunFolder {
                     // Making the folder claims the name, also when several runs start at once.
                     match std::fs::create_dir(&path) {
                         Ok(()) => break path,
-                        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+                        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                            number += 1
+                        }
                         Err(error) => return Err(failed("made", &path)(error)),
                     }
                 }
@@ -93,8 +108,9 @@ impl RunFolder {
         };
         let checkpoints = path.join("checkpoints");
         std::fs::create_dir_all(&checkpoints).map_err(failed("made", &checkpoints))?;
-        let text = toml::to_string(lock)
-            .map_err(|error| Diagnostic::new("the lock could not be written as TOML").because(&error))?;
+        let text = toml::to_string(lock).map_err(|error| {
+            Diagnostic::new("the lock could not be written as TOML").because(&error)
+        })?;
         let file = path.join("lock.toml");
         let temporary = path.join("lock.toml.tmp");
         let write = || -> std::io::Result<()> {
@@ -129,7 +145,12 @@ impl RunFolder {
     fn files(path: PathBuf) -> Result<RunFolder, Diagnostic> {
         let open = |name: &str| {
             let file = path.join(name);
-            OpenOptions::new().create(true).append(true).open(&file).map(BufWriter::new).map_err(failed("opened", &file))
+            OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&file)
+                .map(BufWriter::new)
+                .map_err(failed("opened", &file))
         };
         let (metrics, log) = (open("metrics.jsonl")?, open("log.txt")?);
         Ok(RunFolder { path, metrics, log })
@@ -153,14 +174,26 @@ impl RunFolder {
                 let line = serde_json::json!({"step": step, "train/loss": loss});
                 writeln!(self.metrics, "{line}").map_err(failed("written", &path))
             }
-            Event::Evaluated { split, step, epoch, round, metrics, .. } => {
+            Event::Evaluated {
+                split,
+                step,
+                epoch,
+                round,
+                metrics,
+                ..
+            } => {
                 let mut line = serde_json::json!({"step": step, "epoch": epoch, "round": round});
                 for (name, value) in metrics {
                     line[format!("{split}/{name}")] = serde_json::json!(value);
                 }
                 writeln!(self.metrics, "{line}").map_err(failed("written", &path))
             }
-            Event::PluginMetric { plugin, name, value, step } => {
+            Event::PluginMetric {
+                plugin,
+                name,
+                value,
+                step,
+            } => {
                 let mut line = serde_json::json!({"step": step});
                 line[format!("{plugin}/{name}")] = serde_json::json!(value);
                 writeln!(self.metrics, "{line}").map_err(failed("written", &path))
@@ -169,13 +202,21 @@ impl RunFolder {
                 let line = serde_json::json!({"step": step, "sparsity": sparsity});
                 writeln!(self.metrics, "{line}").map_err(failed("written", &path))
             }
-            Event::Log { plugin, level, text, step } => {
-                writeln!(self.log, "step {step} {plugin} {level:?}: {text}").map_err(failed("written", &path))
+            Event::Log {
+                plugin,
+                level,
+                text,
+                step,
+            } => writeln!(self.log, "step {step} {plugin} {level:?}: {text}")
+                .map_err(failed("written", &path)),
+            Event::Warning { text, .. } => {
+                writeln!(self.log, "warning: {text}").map_err(failed("written", &path))
             }
-            Event::Warning { text, .. } => writeln!(self.log, "warning: {text}").map_err(failed("written", &path)),
-            Event::Finished(_) | Event::Interrupted { .. } | Event::Failed { .. } => {
-                self.metrics.flush().and_then(|()| self.log.flush()).map_err(failed("written", &path))
-            }
+            Event::Finished(_) | Event::Interrupted { .. } | Event::Failed { .. } => self
+                .metrics
+                .flush()
+                .and_then(|()| self.log.flush())
+                .map_err(failed("written", &path)),
             _ => Ok(()),
         }
     }
@@ -211,11 +252,14 @@ impl RunFolder {
 /// A run can be gone on with if nothing differs that its result depends on.
 fn same(path: &Path, before: &Lock, now: &Lock) -> Result<(), Diagnostic> {
     let differs = |what: String, was: String, is: String, help: &str| {
-        Err(Diagnostic::new(format!("`{}` is a run of something else: {what} differs", path.display()))
-            .at("--resume")
-            .expected(was)
-            .found(is)
-            .help(help.to_string()))
+        Err(Diagnostic::new(format!(
+            "`{}` is a run of something else: {what} differs",
+            path.display()
+        ))
+        .at("--resume")
+        .expected(was)
+        .found(is)
+        .help(help.to_string()))
     };
     for (was, is) in before.plugins.iter().zip(&now.plugins) {
         if (&was.name, was.slot) == (&is.name, is.slot) && was.sha256 != is.sha256 {

@@ -36,13 +36,28 @@ pub struct Sums {
 impl Sums {
     /// Nothing measured yet. `classes` is 0 for regression.
     pub fn new(loss_kind: Loss, classes: u32) -> Sums {
-        Sums { loss_kind, classes, samples: 0, values: 0, loss: 0.0, correct: 0 }
+        Sums {
+            loss_kind,
+            classes,
+            samples: 0,
+            values: 0,
+            loss: 0.0,
+            correct: 0,
+        }
     }
 
     /// Adds a batch; an error says in words what does not fit.
-    pub fn add(&mut self, kind: Prediction, output: &Tensor, targets: &Tensor) -> Result<(), String> {
+    pub fn add(
+        &mut self,
+        kind: Prediction,
+        output: &Tensor,
+        targets: &Tensor,
+    ) -> Result<(), String> {
         if !matches!(output.dtype(), DType::F32 | DType::F64) {
-            return Err(format!("predictions are {}, expected floats", output.dtype()));
+            return Err(format!(
+                "predictions are {}, expected floats",
+                output.dtype()
+            ));
         }
         let n = targets.shape().first().copied().unwrap_or(0);
         let width = if n == 0 { 0 } else { output.numel() / n };
@@ -51,14 +66,23 @@ impl Sums {
         match (kind, self.classes) {
             (Prediction::Logits | Prediction::Probabilities, classes) if classes > 0 => {
                 if output.shape() != [n, classes as usize] {
-                    return Err(format!("predictions have shape {:?}, expected [{n}, {classes}]", output.shape()));
+                    return Err(format!(
+                        "predictions have shape {:?}, expected [{n}, {classes}]",
+                        output.shape()
+                    ));
                 }
                 for (row, &class) in predicted.chunks_exact(width.max(1)).zip(&truth) {
                     self.classified(kind, row, class as usize);
                 }
             }
-            (Prediction::Values | Prediction::MeanVariance | Prediction::Logits, _) if self.classes == 0 => {
-                let step = if kind == Prediction::MeanVariance { 2 } else { 1 };
+            (Prediction::Values | Prediction::MeanVariance | Prediction::Logits, _)
+                if self.classes == 0 =>
+            {
+                let step = if kind == Prediction::MeanVariance {
+                    2
+                } else {
+                    1
+                };
                 if predicted.len() != truth.len() * step {
                     return Err(format!(
                         "predictions have shape {:?}, targets {:?}",
@@ -71,7 +95,11 @@ impl Sums {
                     self.values += 1;
                 }
             }
-            _ => return Err(format!("a prediction of kind {kind:?} can't be compared with these targets")),
+            _ => {
+                return Err(format!(
+                    "a prediction of kind {kind:?} can't be compared with these targets"
+                ));
+            }
         }
         self.samples += n as u64;
         Ok(())
@@ -108,7 +136,10 @@ impl Sums {
         if self.samples > 0 {
             out.insert("loss".to_string(), self.loss / self.values.max(1) as f64);
             if self.classes > 0 {
-                out.insert("accuracy".to_string(), self.correct as f64 / self.samples as f64);
+                out.insert(
+                    "accuracy".to_string(),
+                    self.correct as f64 / self.samples as f64,
+                );
             }
         }
         out
@@ -128,7 +159,12 @@ mod tests {
     fn logits_give_the_mean_cross_entropy_and_the_share_of_right_answers() {
         let mut sums = Sums::new(Loss::CrossEntropy, 2);
         let logits = t(&[0.0, 0.0, 2.0, 0.0], &[2, 2], DType::F32);
-        sums.add(Prediction::Logits, &logits, &t(&[1.0, 0.0], &[2], DType::I64)).unwrap();
+        sums.add(
+            Prediction::Logits,
+            &logits,
+            &t(&[1.0, 0.0], &[2], DType::I64),
+        )
+        .unwrap();
         let m = sums.finish();
         // ln 2 and ln(1 + e^-2); the tie of the first row goes to class 0, which is wrong.
         let want = (2f64.ln() + (1.0 + (-2f64).exp()).ln()) / 2.0;
@@ -140,7 +176,8 @@ mod tests {
     fn a_row_with_nan_is_a_wrong_answer() {
         let mut sums = Sums::new(Loss::CrossEntropy, 2);
         let logits = t(&[f64::NAN, 0.0], &[1, 2], DType::F32);
-        sums.add(Prediction::Logits, &logits, &t(&[0.0], &[1], DType::I64)).unwrap();
+        sums.add(Prediction::Logits, &logits, &t(&[0.0], &[1], DType::I64))
+            .unwrap();
         assert_eq!(sums.finish()["accuracy"], 0.0);
     }
 
@@ -148,14 +185,26 @@ mod tests {
     fn values_give_the_mean_squared_error() {
         let mut sums = Sums::new(Loss::Mse, 0);
         let predicted = t(&[1.0, 2.0, 3.0, 5.0], &[2, 2], DType::F32);
-        sums.add(Prediction::Values, &predicted, &t(&[1.0, 2.0, 3.0, 3.0], &[2, 2], DType::F32)).unwrap();
+        sums.add(
+            Prediction::Values,
+            &predicted,
+            &t(&[1.0, 2.0, 3.0, 3.0], &[2, 2], DType::F32),
+        )
+        .unwrap();
         assert_eq!(sums.finish()["loss"], 1.0);
     }
 
     #[test]
     fn a_wrong_shape_is_told() {
         let mut sums = Sums::new(Loss::CrossEntropy, 3);
-        let error = sums.add(Prediction::Logits, &t(&[0.0; 4], &[2, 2], DType::F32), &t(&[0.0, 1.0], &[2], DType::I64));
-        assert_eq!(error.unwrap_err(), "predictions have shape [2, 2], expected [2, 3]");
+        let error = sums.add(
+            Prediction::Logits,
+            &t(&[0.0; 4], &[2, 2], DType::F32),
+            &t(&[0.0, 1.0], &[2], DType::I64),
+        );
+        assert_eq!(
+            error.unwrap_err(),
+            "predictions have shape [2, 2], expected [2, 3]"
+        );
     }
 }

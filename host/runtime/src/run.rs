@@ -29,7 +29,8 @@ use serde::{Deserialize, Serialize};
 use crate::component::{self, Loaded};
 use crate::diagnostic::Diagnostic;
 use crate::events::{
-    ComposedData, ComposedModel, ComposedPlugin, Composition, Ending, Event, Finished, Observer, PluginCounters,
+    ComposedData, ComposedModel, ComposedPlugin, Composition, Ending, Event, Finished, Observer,
+    PluginCounters,
 };
 use crate::folder::{Lock, LockedPlugin, RunFolder};
 use crate::host::bindings::trainer::espalier::plugin::model::PredictionKind;
@@ -70,7 +71,9 @@ pub fn execute(
     observer: &mut (dyn Observer + Send),
 ) -> Result<Ending, Diagnostic> {
     let registry = Registry::load(&run.registry)?;
-    let resolved = registry.resolve_plan(&plan.plugins, &mut |b| observer.event(&Event::Building(b.clone())))?;
+    let resolved = registry.resolve_plan(&plan.plugins, &mut |b| {
+        observer.event(&Event::Building(b.clone()))
+    })?;
     let mut parts = Vec::new();
     for (plugin, (entry, resolved)) in plan.plugins.iter().zip(resolved) {
         let loaded = component::load(&plugin.name, &resolved.bytes)?;
@@ -93,18 +96,29 @@ struct Part {
 impl Part {
     fn new(plan: &PluginPlan, version: &str, loaded: Loaded) -> Result<Part, Diagnostic> {
         if loaded.slot != plan.slot {
-            return Err(Diagnostic::new(format!("`{}` is not a {}", plan.name, plan.slot))
-                .expected(format!("a component that fills the slot `{}`", plan.slot))
-                .found(format!("one that fills the slot `{}`", loaded.slot))
-                .help("the registry entry names the wrong slot, or the wrong component"));
+            return Err(
+                Diagnostic::new(format!("`{}` is not a {}", plan.name, plan.slot))
+                    .expected(format!("a component that fills the slot `{}`", plan.slot))
+                    .found(format!("one that fills the slot `{}`", loaded.slot))
+                    .help("the registry entry names the wrong slot, or the wrong component"),
+            );
         }
         let (_, _, _, declared, events) = component::describe(&plan.name, &loaded)?;
         let settings = options::check(&plan.name, &declared, &plan.options, &plan.option_places)?;
-        Ok(Part { plan: plan.clone(), version: version.to_string(), loaded, settings, events })
+        Ok(Part {
+            plan: plan.clone(),
+            version: version.to_string(),
+            loaded,
+            settings,
+            events,
+        })
     }
 
     fn wit_settings(&self) -> Vec<(String, Value)> {
-        self.settings.iter().map(|(name, value)| (name.clone(), component::wit_value(value))).collect()
+        self.settings
+            .iter()
+            .map(|(name, value)| (name.clone(), component::wit_value(value)))
+            .collect()
     }
 
     fn wants(&self, event: wit::EventKind) -> bool {
@@ -195,14 +209,21 @@ impl<'a> Runner<'a> {
         parts: Vec<Part>,
         observer: &'a mut (dyn Observer + Send),
     ) -> Result<Runner<'a>, Diagnostic> {
-        let data = data::load(&plan.data).map_err(|error| edge("the data could not be loaded", &error))?;
-        let train = data.split("train").map_err(|error| edge("the data has no training split", &error))?;
+        let data =
+            data::load(&plan.data).map_err(|error| edge("the data could not be loaded", &error))?;
+        let train = data
+            .split("train")
+            .map_err(|error| edge("the data has no training split", &error))?;
         if plan.schedule.loss == Loss::CrossEntropy && train.classes == 0 {
-            return Err(Diagnostic::new("the loss `cross-entropy` needs classes, and the targets are values")
-                .at("schedule.loss")
-                .help("set loss = \"mse\", or tell the data source that the target is a class"));
+            return Err(Diagnostic::new(
+                "the loss `cross-entropy` needs classes, and the targets are values",
+            )
+            .at("schedule.loss")
+            .help("set loss = \"mse\", or tell the data source that the target is a class"));
         }
-        let steps_per_epoch = (train.count as u64).div_ceil(u64::from(plan.schedule.batch_size)).max(1);
+        let steps_per_epoch = (train.count as u64)
+            .div_ceil(u64::from(plan.schedule.batch_size))
+            .max(1);
         let steps_per_round = match plan.schedule.length {
             Length::Epochs(n) => n * steps_per_epoch,
             Length::Steps(n) => n,
@@ -211,7 +232,11 @@ impl<'a> Runner<'a> {
             .fields
             .iter()
             .filter(|(name, _)| name != "targets")
-            .map(|(name, t)| FieldShape { name: name.clone(), shape: t.shape()[1..].to_vec(), dtype: t.dtype() })
+            .map(|(name, t)| FieldShape {
+                name: name.clone(),
+                shape: t.shape()[1..].to_vec(),
+                dtype: t.dtype(),
+            })
             .collect();
 
         // A folder is opened, and a checkpoint read, before anything is started.
@@ -236,7 +261,10 @@ impl<'a> Runner<'a> {
                     .map_err(|error| edge("no checkpoint could be read", &error))?;
                 (folder, found)
             }
-            None => (RunFolder::create(run.out.as_deref(), &plan.name, &lock)?, None),
+            None => (
+                RunFolder::create(run.out.as_deref(), &plan.name, &lock)?,
+                None,
+            ),
         };
 
         let mut main = ParameterSet::new();
@@ -246,7 +274,15 @@ impl<'a> Runner<'a> {
         };
         let model = Model::build(&layers, &inputs, &[plan.seed], &mut main)
             .map_err(|error| edge("the model could not be built", &error))?;
-        let composition = compose(plan, &parts, &data, &model, &main, steps_per_epoch, steps_per_round);
+        let composition = compose(
+            plan,
+            &parts,
+            &data,
+            &model,
+            &main,
+            steps_per_epoch,
+            steps_per_round,
+        );
         observer.event(&Event::Composition(composition));
 
         let state = RunState {
@@ -283,7 +319,10 @@ impl<'a> Runner<'a> {
     /// Puts a checkpoint over whatever the plugins did in `start`; gives the plugins left out.
     fn restore(&mut self, found: checkpoint::Checkpoint) -> Result<(), Diagnostic> {
         for text in &found.skipped {
-            self.tell(Event::Warning { text: text.clone(), help: None })?;
+            self.tell(Event::Warning {
+                text: text.clone(),
+                help: None,
+            })?;
         }
         let saved = saved(&found.meta)?;
         self.restore_run(&found, &saved)?;
@@ -297,20 +336,28 @@ impl<'a> Runner<'a> {
             }
         }
         let mut trainer = self.shared.trainer.borrow_mut().take();
-        let sessions = trainer.iter_mut().chain(self.pruners.iter_mut().filter_map(|p| p.session.as_mut()));
+        let sessions = trainer
+            .iter_mut()
+            .chain(self.pruners.iter_mut().filter_map(|p| p.session.as_mut()));
         for session in sessions {
             let name = session.guest().name.clone();
             if let Some(bytes) = self.last_saved.get(&name) {
                 let restored = session.restore(bytes);
-                let restored = restored.map_err(|death| death.diagnostic("before the first step"))?;
-                restored.map_err(|refusal| refused(&name, refusal, "go on from its saved state"))?;
+                let restored =
+                    restored.map_err(|death| death.diagnostic("before the first step"))?;
+                restored
+                    .map_err(|refusal| refused(&name, refusal, "go on from its saved state"))?;
             }
         }
         *self.shared.trainer.borrow_mut() = trainer;
         Ok(())
     }
 
-    fn restore_run(&mut self, found: &checkpoint::Checkpoint, saved: &Saved) -> Result<(), Diagnostic> {
+    fn restore_run(
+        &mut self,
+        found: &checkpoint::Checkpoint,
+        saved: &Saved,
+    ) -> Result<(), Diagnostic> {
         let run = &mut *self.shared.run.borrow_mut();
         for (number, (id, meta)) in saved.sets.iter().enumerate() {
             let set = ParameterSet::import(&format!("set{number}"), &found.tensors, meta)
@@ -354,7 +401,10 @@ impl<'a> Runner<'a> {
     }
 
     fn whereabouts(&self) -> String {
-        format!("step {} of run `{}`", self.progress.steps_done, self.plan.name)
+        format!(
+            "step {} of run `{}`",
+            self.progress.steps_done, self.plan.name
+        )
     }
 
     /// A new instance of a part, started.
@@ -363,9 +413,17 @@ impl<'a> Runner<'a> {
         let name = &part.plan.name;
         let account = Account::new(Some(part.plan.limits.tensors));
         let at = |death: Death| death.diagnostic(&self.whereabouts());
-        let mut session =
-            Session::new(&part.loaded, name, part.plan.limits.clone(), account, self.shared.clone()).map_err(at)?;
-        let started = session.start(self.info(), &part.wit_settings()).map_err(at)?;
+        let mut session = Session::new(
+            &part.loaded,
+            name,
+            part.plan.limits.clone(),
+            account,
+            self.shared.clone(),
+        )
+        .map_err(at)?;
+        let started = session
+            .start(self.info(), &part.wit_settings())
+            .map_err(at)?;
         started.map_err(|refusal| refused(name, refusal, "start"))?;
         Ok(session)
     }
@@ -385,11 +443,18 @@ impl<'a> Runner<'a> {
         self.drain()?;
         self.density = self.count_density()?;
         let run = self.folder.path().to_path_buf();
-        self.tell(Event::Started { run, step: self.progress.steps_done, of: Some(self.steps_in_sight()) })
+        self.tell(Event::Started {
+            run,
+            step: self.progress.steps_done,
+            of: Some(self.steps_in_sight()),
+        })
     }
 
     fn steps_in_sight(&self) -> u64 {
-        self.progress.steps_done + self.steps_per_round.saturating_sub(self.progress.round_step)
+        self.progress.steps_done
+            + self
+                .steps_per_round
+                .saturating_sub(self.progress.round_step)
     }
 
     fn tell(&mut self, event: Event) -> Result<(), Diagnostic> {
@@ -409,7 +474,10 @@ impl<'a> Runner<'a> {
         loop {
             let result = match self.shared.trainer.borrow_mut().as_mut() {
                 Some(session) => call(session),
-                None => return Err(Diagnostic::new("the run has no trainer").help("add a [trainer] to the run file")),
+                None => {
+                    return Err(Diagnostic::new("the run has no trainer")
+                        .help("add a [trainer] to the run file"));
+                }
             };
             self.drain()?;
             match result {
@@ -434,19 +502,34 @@ impl<'a> Runner<'a> {
         match plan.on_failure {
             OnFailure::Fail => Err(error),
             OnFailure::Skip if plan.slot != Slot::Trainer => {
-                let text = format!("plugin `{name}` failed in `{}` and is left out: {}", death.call, death.what);
-                self.tell(Event::Warning { text, help: death.help.clone() })?;
+                let text = format!(
+                    "plugin `{name}` failed in `{}` and is left out: {}",
+                    death.call, death.what
+                );
+                self.tell(Event::Warning {
+                    text,
+                    help: death.help.clone(),
+                })?;
                 Ok(None)
             }
-            OnFailure::Skip => Err(error.help("a run can't go on without its trainer: use on-failure = \"restart\"")),
+            OnFailure::Skip => {
+                Err(error
+                    .help("a run can't go on without its trainer: use on-failure = \"restart\""))
+            }
             OnFailure::Restart => {
                 let count = self.restarts.entry(name.clone()).or_default();
                 *count += 1;
                 if *count > MAX_RESTARTS {
                     return Err(error.detail("restarts", MAX_RESTARTS.to_string()));
                 }
-                let text = format!("plugin `{name}` failed in `{}` and is started again: {}", death.call, death.what);
-                self.tell(Event::Warning { text, help: death.help.clone() })?;
+                let text = format!(
+                    "plugin `{name}` failed in `{}` and is started again: {}",
+                    death.call, death.what
+                );
+                self.tell(Event::Warning {
+                    text,
+                    help: death.help.clone(),
+                })?;
                 self.restart(part).map(Some)
             }
         }
@@ -457,7 +540,12 @@ impl<'a> Runner<'a> {
     fn restart(&mut self, part: usize) -> Result<Session, Diagnostic> {
         let before = {
             let run = self.shared.run.borrow();
-            (run.sets.clone(), run.streams.clone(), run.tags.clone(), run.mask_owners.clone())
+            (
+                run.sets.clone(),
+                run.streams.clone(),
+                run.tags.clone(),
+                run.mask_owners.clone(),
+            )
         };
         let mut session = self.instantiate(part)?;
         {
@@ -467,7 +555,9 @@ impl<'a> Runner<'a> {
         }
         let name = &self.parts[part].plan.name;
         if let Some(bytes) = self.last_saved.get(name) {
-            let restored = session.restore(bytes).map_err(|death| death.diagnostic(&self.whereabouts()))?;
+            let restored = session
+                .restore(bytes)
+                .map_err(|death| death.diagnostic(&self.whereabouts()))?;
             restored.map_err(|refusal| refused(name, refusal, "go on from its saved state"))?;
         }
         Ok(session)
@@ -487,7 +577,10 @@ impl<'a> Runner<'a> {
                     self.checkpoint()?;
                     let run = self.folder.path().to_path_buf();
                     let step = self.progress.steps_done;
-                    self.tell(Event::Interrupted { run: run.clone(), step })?;
+                    self.tell(Event::Interrupted {
+                        run: run.clone(),
+                        step,
+                    })?;
                     return Ok(Ending::Interrupted { run, step });
                 }
                 self.step()?;
@@ -529,15 +622,24 @@ impl<'a> Runner<'a> {
         if report.done {
             self.progress.round_over = true;
         }
-        let mut rewound = matches!(self.event(wit::EventKind::Step)?, Some(wit::Directive::Rewind(_)));
+        let mut rewound = matches!(
+            self.event(wit::EventKind::Step)?,
+            Some(wit::Directive::Rewind(_))
+        );
         let over = self.progress.round_over || self.progress.round_step >= self.steps_per_round;
-        let epoch_ends = self.progress.round_step.is_multiple_of(self.steps_per_epoch);
+        let epoch_ends = self
+            .progress
+            .round_step
+            .is_multiple_of(self.steps_per_epoch);
         if !rewound && (epoch_ends || over) {
             let epochs = self.progress.round_step.div_ceil(self.steps_per_epoch);
             if over || epochs.is_multiple_of(u64::from(self.plan.schedule.evaluate_every.max(1))) {
                 self.evaluate_progress(epochs)?;
             }
-            rewound = matches!(self.event(wit::EventKind::Epoch)?, Some(wit::Directive::Rewind(_)));
+            rewound = matches!(
+                self.event(wit::EventKind::Epoch)?,
+                Some(wit::Directive::Rewind(_))
+            );
         }
         let every = self.plan.checkpoint.every;
         let due = match every {
@@ -554,16 +656,26 @@ impl<'a> Runner<'a> {
     fn event(&mut self, kind: wit::EventKind) -> Result<Option<wit::Directive>, Diagnostic> {
         let mut metrics: Vec<wit::Metric> = Vec::new();
         for (name, &value) in &self.progress.metrics {
-            metrics.push(wit::Metric { name: name.clone(), value, measured: true });
+            metrics.push(wit::Metric {
+                name: name.clone(),
+                value,
+                measured: true,
+            });
         }
-        let event = wit::Event { kind, at: self.at(), metrics };
+        let event = wit::Event {
+            kind,
+            at: self.at(),
+            metrics,
+        };
         let mut answer: Option<(usize, wit::Directive)> = None;
         for i in 0..self.pruners.len() {
             let part = self.pruners[i].part;
             if !self.parts[part].wants(kind) {
                 continue;
             }
-            let Some(session) = self.pruners[i].session.as_mut() else { continue };
+            let Some(session) = self.pruners[i].session.as_mut() else {
+                continue;
+            };
             let result = session.on_event(&event);
             self.drain()?;
             let directive = match result {
@@ -616,13 +728,21 @@ impl<'a> Runner<'a> {
         let (alive, total) = density;
         let plugin = self.parts[part].plan.name.clone();
         let sparsity = sparsity(density);
-        self.tell(Event::Pruned { plugin, step: self.progress.steps_done, sparsity, alive, total })
+        self.tell(Event::Pruned {
+            plugin,
+            step: self.progress.steps_done,
+            sparsity,
+            alive,
+            total,
+        })
     }
 
     fn count_density(&self) -> Result<(u64, u64), Diagnostic> {
         let run = self.shared.run.borrow();
         let main = run.sets.get(&SetId::Main).map(ParameterSet::density);
-        main.transpose().map(Option::unwrap_or_default).map_err(|error| edge("the weights could not be counted", &error))
+        main.transpose()
+            .map(Option::unwrap_or_default)
+            .map_err(|error| edge("the weights could not be counted", &error))
     }
 
     /// Another round from a tag. Masks stay as they are now.
@@ -630,19 +750,23 @@ impl<'a> Runner<'a> {
         let plugin = self.parts[part].plan.name.clone();
         let trainer = self.parts[0].plan.name.clone();
         let unknown = || {
-            Diagnostic::new(format!("plugin `{plugin}` rewinds to the tag `{tag}`, which does not exist"))
-                .at(self.whereabouts())
-                .help("the plugin has to call parameters.snapshot on the run's set with that tag first")
+            Diagnostic::new(format!(
+                "plugin `{plugin}` rewinds to the tag `{tag}`, which does not exist"
+            ))
+            .at(self.whereabouts())
+            .help("the plugin has to call parameters.snapshot on the run's set with that tag first")
         };
         let saved = {
             let run = &mut *self.shared.run.borrow_mut();
             let saved = run.tags.get(tag).cloned().ok_or_else(unknown)?;
             let main = run.sets.get_mut(&SetId::Main).ok_or_else(unknown)?;
-            main.restore_keeping_masks(tag).map_err(|error| edge("the run could not be rewound", &error))?;
+            main.restore_keeping_masks(tag)
+                .map_err(|error| edge("the run could not be rewound", &error))?;
             let inner = inner_tag(tag);
             for (id, set) in &mut run.sets {
                 if owner(id) == Some(trainer.as_str()) && set.has_tag(&inner) {
-                    set.rollback(&inner).map_err(|error| edge("the run could not be rewound", &error))?;
+                    set.rollback(&inner)
+                        .map_err(|error| edge("the run could not be rewound", &error))?;
                 }
             }
             run.streams = rewound(&trainer, &run.streams, &saved.streams);
@@ -654,11 +778,18 @@ impl<'a> Runner<'a> {
         self.progress.stage_over = false;
         let refused = self.trainer(|session| session.restore(&saved.trainer))?;
         if let Err(refusal) = refused {
-            return Err(Diagnostic::new(format!("plugin `{trainer}` refuses to go back to `{tag}`"))
-                .detail("because", refusal.message));
+            return Err(Diagnostic::new(format!(
+                "plugin `{trainer}` refuses to go back to `{tag}`"
+            ))
+            .detail("because", refusal.message));
         }
         let (step, round) = (self.progress.steps_done, self.progress.round.into());
-        self.tell(Event::Rewound { plugin, tag: tag.to_string(), step, round })
+        self.tell(Event::Rewound {
+            plugin,
+            tag: tag.to_string(),
+            step,
+            round,
+        })
     }
 
     /// Adds to new tags of the run's set what the host remembers with them.
@@ -677,7 +808,14 @@ impl<'a> Runner<'a> {
                 }
             }
             let streams = run.streams.clone();
-            run.tags.insert(tag, RunTag { round_step: self.progress.round_step, streams, trainer: bytes.clone() });
+            run.tags.insert(
+                tag,
+                RunTag {
+                    round_step: self.progress.round_step,
+                    streams,
+                    trainer: bytes.clone(),
+                },
+            );
         }
         Ok(())
     }
@@ -685,7 +823,9 @@ impl<'a> Runner<'a> {
     /// Makes an adopted model the run's.
     fn adopt(&mut self) -> Result<(), Diagnostic> {
         let run = &mut *self.shared.run.borrow_mut();
-        let Some(id) = run.adopt.take() else { return Ok(()) };
+        let Some(id) = run.adopt.take() else {
+            return Ok(());
+        };
         if let (Some(model), Some(set)) = (run.models.get(&id).cloned(), run.sets.get(&id.set())) {
             let set = set.duplicate();
             run.layers = run.own_layers.get(&id).cloned().unwrap_or_default();
@@ -725,15 +865,19 @@ impl<'a> Runner<'a> {
             let name = self.parts[0].plan.name.clone();
             let added = sums.add(readable(kind), &output, &targets);
             added.map_err(|problem| {
-                Diagnostic::new(format!("plugin `{name}` predicted something that can't be measured"))
-                    .at(format!("`predict`, {}", self.whereabouts()))
-                    .detail("because", problem)
+                Diagnostic::new(format!(
+                    "plugin `{name}` predicted something that can't be measured"
+                ))
+                .at(format!("`predict`, {}", self.whereabouts()))
+                .detail("because", problem)
             })?;
             at = to;
         }
         let measured = sums.finish();
         for (name, value) in &measured {
-            self.progress.metrics.insert(format!("{split}/{name}"), *value);
+            self.progress
+                .metrics
+                .insert(format!("{split}/{name}"), *value);
         }
         self.tell(Event::Evaluated {
             split: split.to_string(),
@@ -759,7 +903,14 @@ impl<'a> Runner<'a> {
             fields.push((name.clone(), rows(t)?));
         }
         let index = ops::arange(from as f64, to as f64, 1.0, espalier_tensor::DType::I64)?;
-        Ok((data::Batch { fields, index, count: (to - from) as u32 }, rows(split.field("targets")?)?))
+        Ok((
+            data::Batch {
+                fields,
+                index,
+                count: (to - from) as u32,
+            },
+            rows(split.field("targets")?)?,
+        ))
     }
 
     /// Every plugin's bytes, all tensors and numbers, in one file.
@@ -799,7 +950,14 @@ impl<'a> Runner<'a> {
                 for (field, t) in &split.fields {
                     tensors.push((format!("split/{}/{field}", split.name), t.clone()));
                 }
-                splits.push((split.name.clone(), split.fields.iter().map(|(field, _)| field.clone()).collect()));
+                splits.push((
+                    split.name.clone(),
+                    split
+                        .fields
+                        .iter()
+                        .map(|(field, _)| field.clone())
+                        .collect(),
+                ));
             }
             let saved = Saved {
                 progress: self.progress.clone(),
@@ -815,16 +973,26 @@ impl<'a> Runner<'a> {
             (tensors, saved)
         };
         self.last_saved = plugins;
-        let meta = serde_json::to_string(&saved)
-            .map_err(|error| Diagnostic::new("the run's state could not be written as JSON").because(&error))?;
-        let named: Vec<(String, &Tensor)> = tensors.iter().map(|(name, t)| (name.clone(), t)).collect();
+        let meta = serde_json::to_string(&saved).map_err(|error| {
+            Diagnostic::new("the run's state could not be written as JSON").because(&error)
+        })?;
+        let named: Vec<(String, &Tensor)> =
+            tensors.iter().map(|(name, t)| (name.clone(), t)).collect();
         let write = || -> checkpoint::Result<PathBuf> {
-            let path = checkpoint::write(&self.folder.checkpoints(), self.progress.steps_done, &named, &meta)?;
+            let path = checkpoint::write(
+                &self.folder.checkpoints(),
+                self.progress.steps_done,
+                &named,
+                &meta,
+            )?;
             checkpoint::keep_newest(&self.folder.checkpoints(), self.plan.checkpoint.keep)?;
             Ok(path)
         };
         let path = write().map_err(|error| edge("the checkpoint could not be written", &error))?;
-        self.tell(Event::Checkpoint { step: self.progress.steps_done, path })
+        self.tell(Event::Checkpoint {
+            step: self.progress.steps_done,
+            path,
+        })
     }
 
     fn finish(&mut self) -> Result<Ending, Diagnostic> {
@@ -833,11 +1001,14 @@ impl<'a> Runner<'a> {
             self.evaluate(split, epoch)?;
         }
         self.density = self.count_density()?;
-        self.progress.metrics.insert("sparsity".into(), sparsity(self.density));
+        self.progress
+            .metrics
+            .insert("sparsity".into(), sparsity(self.density));
         self.checkpoint()?;
         for plugin in self.idle_plugins() {
             let text = format!("plugin `{plugin}` changed nothing in the whole run");
-            let help = Some("check its options: the schedule may end before it begins to act".to_string());
+            let help =
+                Some("check its options: the schedule may end before it begins to act".to_string());
             self.tell(Event::Warning { text, help })?;
         }
         let plugins = self.counters();
@@ -854,22 +1025,33 @@ impl<'a> Runner<'a> {
 
     fn idle_plugins(&self) -> Vec<String> {
         let trainer = self.shared.trainer.borrow();
-        let sessions = trainer.iter().chain(self.pruners.iter().filter_map(|p| p.session.as_ref()));
+        let sessions = trainer
+            .iter()
+            .chain(self.pruners.iter().filter_map(|p| p.session.as_ref()));
         // A resumed run has forgotten what happened before it.
         let whole = self.seconds_before == 0.0;
-        sessions.filter(|s| whole && !s.guest().counters.acted).map(|s| s.guest().name.clone()).collect()
+        sessions
+            .filter(|s| whole && !s.guest().counters.acted)
+            .map(|s| s.guest().name.clone())
+            .collect()
     }
 
     fn counters(&self) -> Vec<PluginCounters> {
         let trainer = self.shared.trainer.borrow();
-        let sessions = trainer.iter().chain(self.pruners.iter().filter_map(|p| p.session.as_ref()));
+        let sessions = trainer
+            .iter()
+            .chain(self.pruners.iter().filter_map(|p| p.session.as_ref()));
         let one = |session: &Session| {
             let guest = session.guest();
             let c = &guest.counters;
             PluginCounters {
                 slot: guest.slot,
                 name: guest.name.clone(),
-                calls: c.calls.iter().map(|(name, n)| (name.to_string(), *n)).collect(),
+                calls: c
+                    .calls
+                    .iter()
+                    .map(|(name, n)| (name.to_string(), *n))
+                    .collect(),
                 guest_seconds: c.total.saturating_sub(c.host).as_secs_f64(),
                 host_seconds: c.host.as_secs_f64(),
                 peak_tensor_bytes: guest.account.peak_bytes(),
@@ -885,8 +1067,12 @@ impl<'a> Runner<'a> {
 /// that began since then begins anew.
 fn rewound(trainer: &str, now: &data::Streams, then: &data::Streams) -> data::Streams {
     let positions = |streams: &data::Streams| Vec::from(streams.clone());
-    let others = positions(now).into_iter().filter(|(id, _)| id.plugin != trainer);
-    let back = positions(then).into_iter().filter(|(id, _)| id.plugin == trainer);
+    let others = positions(now)
+        .into_iter()
+        .filter(|(id, _)| id.plugin != trainer);
+    let back = positions(then)
+        .into_iter()
+        .filter(|(id, _)| id.plugin == trainer);
     others.chain(back).collect::<Vec<_>>().into()
 }
 
@@ -896,7 +1082,9 @@ fn readable(kind: PredictionKind) -> metrics::Prediction {
         PredictionKind::Probabilities => metrics::Prediction::Probabilities,
         PredictionKind::Values => metrics::Prediction::Values,
         PredictionKind::MeanVariance => metrics::Prediction::MeanVariance,
-        PredictionKind::Quantiles | PredictionKind::Mixture | PredictionKind::Samples => metrics::Prediction::Other,
+        PredictionKind::Quantiles | PredictionKind::Mixture | PredictionKind::Samples => {
+            metrics::Prediction::Other
+        }
     }
 }
 
@@ -904,15 +1092,25 @@ fn readable(kind: PredictionKind) -> metrics::Prediction {
 fn refused(name: &str, refusal: wit::Error, what: &str) -> Diagnostic {
     let help = match refusal.code {
         wit::ErrorCode::InvalidOption => "change the plugin's options under `with` in the run file",
-        wit::ErrorCode::Incompatible => "choose another plugin, or change the model, data or schedule it refuses",
-        wit::ErrorCode::InvalidState => "the checkpoint was written by another version of the plugin",
+        wit::ErrorCode::Incompatible => {
+            "choose another plugin, or change the model, data or schedule it refuses"
+        }
+        wit::ErrorCode::InvalidState => {
+            "the checkpoint was written by another version of the plugin"
+        }
         wit::ErrorCode::Other => "see the plugin's README",
     };
-    Diagnostic::new(format!("plugin `{name}` refuses to {what}")).detail("because", refusal.message).help(help)
+    Diagnostic::new(format!("plugin `{name}` refuses to {what}"))
+        .detail("because", refusal.message)
+        .help(help)
 }
 
 fn sparsity((alive, total): (u64, u64)) -> f64 {
-    if total == 0 { 0.0 } else { 1.0 - alive as f64 / total as f64 }
+    if total == 0 {
+        0.0
+    } else {
+        1.0 - alive as f64 / total as f64
+    }
 }
 
 /// The tag under which a plugin's own sets go with a tag of the run's set.
@@ -955,15 +1153,18 @@ fn compose(
         DataSource::Idx { path } | DataSource::Csv { path, .. } => path.display().to_string(),
         DataSource::Npy { inputs, .. } => inputs.display().to_string(),
     };
-    let size = |i: &crate::parameters::ParameterInfo| i.shape.iter().map(|&n| n as u64).product::<u64>();
+    let size =
+        |i: &crate::parameters::ParameterInfo| i.shape.iter().map(|&n| n as u64).product::<u64>();
     let infos = main.infos();
     let layers: Vec<String> = plan
         .model
         .iter()
-        .map(|layer| match layer.settings.get("features").and_then(|v| v.first()) {
-            Some(n) => format!("{} {n}", layer.kind),
-            None => layer.kind.clone(),
-        })
+        .map(
+            |layer| match layer.settings.get("features").and_then(|v| v.first()) {
+                Some(n) => format!("{} {n}", layer.kind),
+                None => layer.kind.clone(),
+            },
+        )
         .collect();
     let schedule = match plan.schedule.length {
         Length::Epochs(n) => format!("{n} epochs of {steps_per_epoch} steps"),
@@ -987,8 +1188,16 @@ fn compose(
         model: ComposedModel {
             text: layers.join(" · "),
             layers: model.infos().len(),
-            parameters: infos.iter().filter(|i| i.kind != Kind::Buffer).map(size).sum(),
-            prunable: infos.iter().filter(|i| i.kind == Kind::Weight).map(size).sum(),
+            parameters: infos
+                .iter()
+                .filter(|i| i.kind != Kind::Buffer)
+                .map(size)
+                .sum(),
+            prunable: infos
+                .iter()
+                .filter(|i| i.kind == Kind::Weight)
+                .map(size)
+                .sum(),
         },
         plugins: parts
             .iter()
@@ -1020,5 +1229,7 @@ pub fn parameters_of(folder: &Path) -> Result<ParameterSet, Diagnostic> {
                 .map_err(|error| edge("the checkpoint does not hold what it should", &error));
         }
     }
-    Err(Diagnostic::new("the checkpoint holds no parameters of the run"))
+    Err(Diagnostic::new(
+        "the checkpoint holds no parameters of the run",
+    ))
 }

@@ -21,21 +21,33 @@ impl Guest {
     /// Hands a batch to the guest: new handles, which it owns.
     pub fn put_batch(&mut self, b: store::Batch) -> Result<Batch> {
         let fields = self.put_named(b.fields)?;
-        Ok(Batch { fields, index: self.put(Ok(b.index))?, count: b.count })
+        Ok(Batch {
+            fields,
+            index: self.put(Ok(b.index))?,
+            count: b.count,
+        })
     }
 
     /// Takes a batch that the guest gave away.
     pub fn take_batch(&mut self, b: Batch) -> Result<store::Batch> {
         let fields = self.take_named(b.fields)?;
-        Ok(store::Batch { fields, index: self.take_tensor(b.index)?, count: b.count })
+        Ok(store::Batch {
+            fields,
+            index: self.take_tensor(b.index)?,
+            count: b.count,
+        })
     }
 
     pub(super) fn put_named(&mut self, all: Vec<(String, Tensor)>) -> Result<Vec<Named>> {
-        all.into_iter().map(|(name, t)| Ok((name, self.put(Ok(t))?))).collect()
+        all.into_iter()
+            .map(|(name, t)| Ok((name, self.put(Ok(t))?)))
+            .collect()
     }
 
     fn take_named(&mut self, all: Vec<Named>) -> Result<Vec<(String, Tensor)>> {
-        all.into_iter().map(|(name, t)| Ok((name, self.take_tensor(t)?))).collect()
+        all.into_iter()
+            .map(|(name, t)| Ok((name, self.take_tensor(t)?)))
+            .collect()
     }
 }
 
@@ -48,7 +60,13 @@ fn split_info(s: &Split) -> SplitInfo {
         dtype: wit_dtype(t.dtype()),
         shape: wit_shape(&t.shape()[1..]),
     });
-    SplitInfo { name: s.name.clone(), count: s.count as u64, fields: fields.collect(), classes: s.classes, task: s.task }
+    SplitInfo {
+        name: s.name.clone(),
+        count: s.count as u64,
+        fields: fields.collect(),
+        classes: s.classes,
+        task: s.task,
+    }
 }
 
 impl HostStream for Guest {
@@ -59,7 +77,15 @@ impl HostStream for Guest {
 
 impl Host for Guest {
     fn splits(&mut self) -> Result<Vec<SplitInfo>> {
-        Ok(self.shared.run.borrow().data.splits.iter().map(split_info).collect())
+        Ok(self
+            .shared
+            .run
+            .borrow()
+            .data
+            .splits
+            .iter()
+            .map(split_info)
+            .collect())
     }
 
     fn batches(
@@ -75,14 +101,23 @@ impl Host for Guest {
             Sampling::Shuffled => Order::Shuffled,
             Sampling::Poisson => Order::Poisson,
         };
-        let id = StreamId { plugin: self.name.clone(), split, fields, size, order, key };
+        let id = StreamId {
+            plugin: self.name.clone(),
+            split,
+            fields,
+            size,
+            order,
+            key,
+        };
         {
             let run = &mut *self.shared.run.borrow_mut();
             told(store::Streams::check(&id, &run.data))?;
             if run.streams.position(&id).is_none() {
                 run.streams_opened += 1;
                 if run.streams_opened > MAX_STREAMS {
-                    return misuse(format!("more than {MAX_STREAMS} different streams in a run; use keys again"));
+                    return misuse(format!(
+                        "more than {MAX_STREAMS} different streams in a run; use keys again"
+                    ));
                 }
             }
             run.streams.open(id.clone());
@@ -111,7 +146,11 @@ impl Host for Guest {
 
 impl data_publish::Host for Guest {
     fn add_split(&mut self, name: String, fields: Vec<Named>) -> Result<()> {
-        let fields = self.take_named(fields)?.into_iter().map(|(name, t)| (name, t.detach())).collect();
+        let fields = self
+            .take_named(fields)?
+            .into_iter()
+            .map(|(name, t)| (name, t.detach()))
+            .collect();
         told(self.shared.run.borrow_mut().data.add_split(&name, fields))
     }
 }
@@ -130,7 +169,12 @@ impl log::Host for Guest {
         self.charge_log(name.len())?;
         let step = self.shared.run.borrow().steps_done;
         let plugin = self.name.clone();
-        self.shared.events.borrow_mut().push(Event::PluginMetric { plugin, name, value, step });
+        self.shared.events.borrow_mut().push(Event::PluginMetric {
+            plugin,
+            name,
+            value,
+            step,
+        });
         Ok(())
     }
 

@@ -90,7 +90,9 @@ pub fn misuse<T>(text: impl Into<String>) -> wasmtime::Result<T> {
 
 /// An error of a store as the guest's: a broken tensor budget stays what it is, so that it is told as one; the
 /// rest is misuse.
-pub fn told<T, E: std::error::Error + 'static>(result: std::result::Result<T, E>) -> wasmtime::Result<T> {
+pub fn told<T, E: std::error::Error + 'static>(
+    result: std::result::Result<T, E>,
+) -> wasmtime::Result<T> {
     result.or_else(|error| {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(inner) = cause {
@@ -111,7 +113,10 @@ pub struct Slab<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Slab { entries: Vec::new(), free: Vec::new() }
+        Slab {
+            entries: Vec::new(),
+            free: Vec::new(),
+        }
     }
 }
 
@@ -203,13 +208,23 @@ pub struct Guest {
 
 impl Guest {
     /// An empty share with the given budgets.
-    pub fn new(name: &str, slot: Slot, limits: Limits, account: Account, shared: Rc<Shared>) -> Self {
+    pub fn new(
+        name: &str,
+        slot: Slot,
+        limits: Limits,
+        account: Account,
+        shared: Rc<Shared>,
+    ) -> Self {
         Guest {
             name: name.to_string(),
             slot,
             account,
             deadline: Instant::now() + limits.call,
-            memory: Meter { used: 0, limit: limits.memory, refused: None },
+            memory: Meter {
+                used: 0,
+                limit: limits.memory,
+                refused: None,
+            },
             limits,
             shared,
             counters: Counters::default(),
@@ -229,13 +244,20 @@ impl Guest {
 
     /// Handles alive.
     pub fn handles(&self) -> usize {
-        self.tensors.len() + self.sets.len() + self.models.len() + self.streams.len() + self.no_grad as usize
+        self.tensors.len()
+            + self.sets.len()
+            + self.models.len()
+            + self.streams.len()
+            + self.no_grad as usize
     }
 
     fn room(&mut self) -> wasmtime::Result<()> {
         let n = self.handles();
         if n >= self.limits.handles as usize {
-            return Err(Refusal::Handles { limit: self.limits.handles }.into());
+            return Err(Refusal::Handles {
+                limit: self.limits.handles,
+            }
+            .into());
         }
         self.counters.peak_handles = self.counters.peak_handles.max(n as u64 + 1);
         Ok(())
@@ -247,7 +269,10 @@ impl Guest {
     }
 
     /// A new handle for a result; an error of the operation ends the call.
-    pub fn put(&mut self, t: espalier_tensor::Result<Tensor>) -> wasmtime::Result<Resource<rep::Tensor>> {
+    pub fn put(
+        &mut self,
+        t: espalier_tensor::Result<Tensor>,
+    ) -> wasmtime::Result<Resource<rep::Tensor>> {
         if let Some(since) = self.working_since.take() {
             self.counters.host += since.elapsed();
         }
@@ -305,7 +330,10 @@ impl Guest {
         let now = Instant::now();
         self.working_since.set(Some(now));
         if now > self.deadline {
-            return Err(Refusal::Deadline { limit: self.limits.call }.into());
+            return Err(Refusal::Deadline {
+                limit: self.limits.call,
+            }
+            .into());
         }
         Ok(())
     }
@@ -314,7 +342,12 @@ impl Guest {
     /// than the machine can do, so nothing honest is refused.
     pub fn affordable(&self, operation: &'static str, estimate: f64) -> wasmtime::Result<()> {
         if estimate > 1e11 * self.limits.call.as_secs_f64() {
-            return Err(Refusal::TooLong { operation, estimate, limit: self.limits.call }.into());
+            return Err(Refusal::TooLong {
+                operation,
+                estimate,
+                limit: self.limits.call,
+            }
+            .into());
         }
         self.in_time()
     }
@@ -324,7 +357,10 @@ impl Guest {
         // A line costs at least a little, or empty lines would be free.
         self.logged += n as u64 + 16;
         if self.logged > self.limits.log {
-            return Err(Refusal::Log { limit: self.limits.log }.into());
+            return Err(Refusal::Log {
+                limit: self.limits.log,
+            }
+            .into());
         }
         Ok(())
     }
@@ -334,7 +370,12 @@ impl Guest {
         self.charge_log(text.len())?;
         let step = self.shared.run.borrow().steps_done;
         let plugin = self.name.clone();
-        self.shared.events.borrow_mut().push(Event::Log { plugin, level, text, step });
+        self.shared.events.borrow_mut().push(Event::Log {
+            plugin,
+            level,
+            text,
+            step,
+        });
         Ok(())
     }
 
@@ -343,7 +384,9 @@ impl Guest {
         if to_stderr {
             self.stderr_tail.push_str(text);
             let excess = self.stderr_tail.len().saturating_sub(2000);
-            let cut = (excess..).find(|&i| self.stderr_tail.is_char_boundary(i)).unwrap_or(0);
+            let cut = (excess..)
+                .find(|&i| self.stderr_tail.is_char_boundary(i))
+                .unwrap_or(0);
             self.stderr_tail.drain(..cut);
         }
         self.pending[to_stderr as usize].push_str(text);
@@ -353,7 +396,11 @@ impl Guest {
         }
         while let Some(end) = self.pending[to_stderr as usize].find('\n') {
             let line: String = self.pending[to_stderr as usize].drain(..=end).collect();
-            let level = if to_stderr { Level::Warning } else { Level::Info };
+            let level = if to_stderr {
+                Level::Warning
+            } else {
+                Level::Info
+            };
             self.say(level, line.trim_end().to_string())?;
         }
         Ok(())
@@ -375,11 +422,19 @@ pub struct Meter {
 }
 
 impl wasmtime::ResourceLimiter for Meter {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         // All memories together: wasmtime asks for each by itself.
         let wanted = self.used + (desired - current) as u64;
         if wanted > self.limit {
-            let refusal = Refusal::Memory { wanted, limit: self.limit };
+            let refusal = Refusal::Memory {
+                wanted,
+                limit: self.limit,
+            };
             self.refused = Some(refusal.clone());
             return Err(refusal.into());
         }
@@ -387,9 +442,16 @@ impl wasmtime::ResourceLimiter for Meter {
         Ok(true)
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         if desired > 100_000 {
-            return misuse(format!("a table of {desired} entries asked for, 100000 granted"));
+            return misuse(format!(
+                "a table of {desired} entries asked for, 100000 granted"
+            ));
         }
         Ok(true)
     }

@@ -15,5 +15,7 @@ mod wasi;
 
 /// Whether a WASI interface (without its version) is one that the host answers.
 pub fn wasi_allowed(interface: &str) -> bool {
-    wasi::ALLOWED.iter().any(|a| *a == interface || (a.ends_with('/') && interface.starts_with(a)))
+    wasi::ALLOWED
+        .iter()
+        .any(|a| *a == interface || (a.ends_with('/') && interface.starts_with(a)))
 }

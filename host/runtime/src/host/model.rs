@@ -24,11 +24,16 @@ type Tensors = Vec<(String, espalier_tensor::Tensor)>;
 
 impl Guest {
     fn lent(&self, all: &[NamedRef]) -> Result<Tensors> {
-        all.iter().map(|(name, t)| Ok((name.clone(), self.tensor(t)?.clone()))).collect()
+        all.iter()
+            .map(|(name, t)| Ok((name.clone(), self.tensor(t)?.clone())))
+            .collect()
     }
 
     fn own_model(&self, name: &str) -> ModelId {
-        ModelId::Own { plugin: self.name.clone(), name: name.to_string() }
+        ModelId::Own {
+            plugin: self.name.clone(),
+            name: name.to_string(),
+        }
     }
 
     /// Calls into the run's trainer on behalf of another plugin.
@@ -36,17 +41,26 @@ impl Guest {
         &mut self,
         what: &'static str,
         b: Batch,
-        ask: impl FnOnce(&mut super::session::Session, crate::data::Batch) -> std::result::Result<T, super::session::Death>,
+        ask: impl FnOnce(
+            &mut super::session::Session,
+            crate::data::Batch,
+        ) -> std::result::Result<T, super::session::Death>,
     ) -> Result<T> {
         let batch = self.take_batch(b)?;
         let shared = self.shared.clone();
         let Ok(mut slot) = shared.trainer.try_borrow_mut() else {
-            return misuse(format!("model.{what} asks the trainer, which is at work: a trainer calls its own code instead"));
+            return misuse(format!(
+                "model.{what} asks the trainer, which is at work: a trainer calls its own code instead"
+            ));
         };
         let Some(trainer) = slot.as_mut() else {
-            return misuse(format!("model.{what}: the run has no trainer yet; ask in the first event, not in start"));
+            return misuse(format!(
+                "model.{what}: the run has no trainer yet; ask in the first event, not in start"
+            ));
         };
-        let budget = self.deadline.saturating_duration_since(std::time::Instant::now());
+        let budget = self
+            .deadline
+            .saturating_duration_since(std::time::Instant::now());
         trainer.shorten(budget);
         match ask(trainer, batch) {
             Ok(value) => Ok(value),
@@ -65,25 +79,44 @@ fn plan(spec: LayerSpec, before: &[LayerPlan]) -> Result<LayerPlan> {
         LayerInput::Field(name) => Ok(name),
         LayerInput::Layer(i) => match before.get(i as usize) {
             Some(layer) => Ok(layer.name.clone()),
-            None => misuse(format!("build: a layer reads layer {i}, which does not come before it")),
+            None => misuse(format!(
+                "build: a layer reads layer {i}, which does not come before it"
+            )),
         },
     });
     let inputs = inputs.collect::<Result<Vec<_>>>()?;
     let name = match spec.name.is_empty() {
-        true => format!("{}{}", spec.kind, before.iter().filter(|l| l.kind == spec.kind).count() + 1),
+        true => format!(
+            "{}{}",
+            spec.kind,
+            before.iter().filter(|l| l.kind == spec.kind).count() + 1
+        ),
         false => spec.name,
     };
-    Ok(LayerPlan { name, kind: spec.kind, inputs, settings })
+    Ok(LayerPlan {
+        name,
+        kind: spec.kind,
+        inputs,
+        settings,
+    })
 }
 
 /// Multiply-accumulates a sample of the layers of a range.
 fn macs_of(model: &Model, from: usize, to: usize) -> f64 {
     let infos = model.infos();
-    infos.iter().take(to).skip(from).map(|l| l.macs as f64).sum()
+    infos
+        .iter()
+        .take(to)
+        .skip(from)
+        .map(|l| l.macs as f64)
+        .sum()
 }
 
 /// A model and its parameters, both by name; they live side by side in the run.
-fn model_and_set<'a>(run: &'a mut RunState, id: &ModelId) -> Result<(&'a Model, &'a mut ParameterSet)> {
+fn model_and_set<'a>(
+    run: &'a mut RunState,
+    id: &ModelId,
+) -> Result<(&'a Model, &'a mut ParameterSet)> {
     match (run.models.get(id), run.sets.get_mut(&id.set())) {
         (Some(model), Some(set)) => Ok((model, set)),
         _ => misuse("a model that is gone"),
@@ -121,7 +154,11 @@ impl Host for Guest {
             in_shape: wit_shape(&l.in_shape),
             out_shape: wit_shape(&l.out_shape),
             macs: l.macs,
-            settings: l.settings.into_iter().flat_map(|(k, vs)| vs.into_iter().map(move |v| (k.clone(), v))).collect(),
+            settings: l
+                .settings
+                .into_iter()
+                .flat_map(|(k, vs)| vs.into_iter().map(move |v| (k.clone(), v)))
+                .collect(),
         };
         Ok(model.infos().into_iter().map(info).collect())
     }
@@ -154,14 +191,26 @@ impl Host for Guest {
             let key = [run.seed, run.steps_done, run.passes];
             let (model, set) = model_and_set(run, &id)?;
             let (from, to) = (range.0 as usize, range.1 as usize);
-            let samples = inputs.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1) as f64;
+            let samples = inputs
+                .first()
+                .and_then(|(_, t)| t.shape().first().copied())
+                .unwrap_or(1) as f64;
             self.affordable("forward", samples * macs_of(model, from, to))?;
             told(model.forward(set, from, to, &inputs, mode, &overrides, &want, &key))?
         };
-        Ok(ForwardResult { output: self.put(Ok(result.output))?, extra: self.put_named(result.extra)? })
+        Ok(ForwardResult {
+            output: self.put(Ok(result.output))?,
+            extra: self.put_named(result.extra)?,
+        })
     }
 
-    fn build(&mut self, name: String, input: Option<Vec<u32>>, layers: Vec<LayerSpec>, key: Vec<u64>) -> Result<ModelHandle> {
+    fn build(
+        &mut self,
+        name: String,
+        input: Option<Vec<u32>>,
+        layers: Vec<LayerSpec>,
+        key: Vec<u64>,
+    ) -> Result<ModelHandle> {
         let id = self.own_model(&name);
         if !self.shared.run.borrow().models.contains_key(&id) {
             let mut plans: Vec<LayerPlan> = Vec::new();
@@ -174,7 +223,10 @@ impl Host for Guest {
             words.extend(key);
             let mut inputs = run.inputs.clone();
             if let (Some(shape), Some(first)) = (input, inputs.first_mut()) {
-                *first = FieldShape { shape: sizes(&shape), ..first.clone() };
+                *first = FieldShape {
+                    shape: sizes(&shape),
+                    ..first.clone()
+                };
             }
             let mut set = ParameterSet::new();
             let model = told(Model::build(&plans, &inputs, &words, &mut set))?;
@@ -194,10 +246,15 @@ impl Host for Guest {
             if !run.models.contains_key(&id) {
                 let (model, set) = model_and_set(run, &from)?;
                 let (model, copy) = (model.clone(), set.duplicate());
-                let layers = if from == ModelId::Main { Some(run.layers.clone()) } else { run.own_layers.get(&from).cloned() };
+                let layers = if from == ModelId::Main {
+                    Some(run.layers.clone())
+                } else {
+                    run.own_layers.get(&from).cloned()
+                };
                 run.sets.entry(id.set()).or_insert(copy);
                 run.models.insert(id.clone(), model);
-                run.own_layers.insert(id.clone(), layers.unwrap_or_default());
+                run.own_layers
+                    .insert(id.clone(), layers.unwrap_or_default());
             }
         }
         self.put_model(id)
@@ -209,8 +266,12 @@ impl Host for Guest {
     }
 
     fn predict(&mut self, b: Batch) -> Result<Prediction> {
-        let (kind, output) = self.ask_trainer("predict", b, |trainer, batch| trainer.predict(batch))?;
-        Ok(Prediction { kind, output: self.put(Ok(output))? })
+        let (kind, output) =
+            self.ask_trainer("predict", b, |trainer, batch| trainer.predict(batch))?;
+        Ok(Prediction {
+            kind,
+            output: self.put(Ok(output))?,
+        })
     }
 
     fn loss(&mut self, b: Batch) -> Result<Option<Handle>> {

@@ -7,7 +7,9 @@ use wasmtime::component::Resource;
 
 use super::bindings::rep;
 use super::bindings::trainer::espalier::plugin::optim::{self, AdamOptions, SgdOptions};
-use super::bindings::trainer::espalier::plugin::parameters::{Host, HostParameterSet, Kind, ParameterInfo};
+use super::bindings::trainer::espalier::plugin::parameters::{
+    Host, HostParameterSet, Kind, ParameterInfo,
+};
 use super::guest::{Guest, misuse, told};
 use super::state::SetId;
 use super::tensors::{wit_dtype, wit_shape};
@@ -18,7 +20,11 @@ type Set = Resource<rep::ParameterSet>;
 
 impl Guest {
     /// Runs `f` on a set. The set exists as long as a handle to it can.
-    fn on_set<T>(&self, set: &Set, f: impl FnOnce(&mut ParameterSet) -> store::Result<T>) -> Result<T> {
+    fn on_set<T>(
+        &self,
+        set: &Set,
+        f: impl FnOnce(&mut ParameterSet) -> store::Result<T>,
+    ) -> Result<T> {
         let id = self.set(set)?;
         let mut run = self.shared.run.borrow_mut();
         match run.sets.get_mut(&id) {
@@ -31,11 +37,31 @@ impl Guest {
         grads.iter().map(|g| self.tensor(g).cloned()).collect()
     }
 
-    fn adam_like(&mut self, set: Set, names: Vec<String>, grads: Vec<Handle>, o: AdamOptions, decoupled: bool) -> Result<()> {
+    fn adam_like(
+        &mut self,
+        set: Set,
+        names: Vec<String>,
+        grads: Vec<Handle>,
+        o: AdamOptions,
+        decoupled: bool,
+    ) -> Result<()> {
         self.in_time()?;
         let grads = self.grads(&grads)?;
-        let AdamOptions { lr, beta1, beta2, eps, weight_decay } = o;
-        let how = Adam { lr, beta1, beta2, eps, weight_decay, decoupled };
+        let AdamOptions {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = o;
+        let how = Adam {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            decoupled,
+        };
         self.on_set(&set, |s| s.adam(&names, &grads, &how))?;
         self.acted(&set)
     }
@@ -81,15 +107,32 @@ impl Host for Guest {
     }
 
     fn new_set(&mut self, name: String) -> Result<Set> {
-        let id = SetId::Own { plugin: self.name.clone(), name };
-        self.shared.run.borrow_mut().sets.entry(id.clone()).or_insert_with(ParameterSet::new);
+        let id = SetId::Own {
+            plugin: self.name.clone(),
+            name,
+        };
+        self.shared
+            .run
+            .borrow_mut()
+            .sets
+            .entry(id.clone())
+            .or_insert_with(ParameterSet::new);
         self.put_set(id)
     }
 
-    fn create(&mut self, set: Set, name: String, k: Kind, init: Handle, trainable: bool) -> Result<()> {
+    fn create(
+        &mut self,
+        set: Set,
+        name: String,
+        k: Kind,
+        init: Handle,
+        trainable: bool,
+    ) -> Result<()> {
         let id = self.set(&set)?;
         if !matches!(id, SetId::Own { .. }) {
-            return misuse(format!("create: `{name}` can't be added to {id}; make a set with new-set"));
+            return misuse(format!(
+                "create: `{name}` can't be added to {id}; make a set with new-set"
+            ));
         }
         let init = self.tensor(&init)?.detach();
         self.on_set(&set, |s| match s.contains(&name) {
@@ -135,7 +178,10 @@ impl Host for Guest {
         if self.set(&set)? == SetId::Main {
             let run = &mut *self.shared.run.borrow_mut();
             run.mask_changes += 1;
-            let owner = run.mask_owners.entry(name.clone()).or_insert_with(|| self.name.clone());
+            let owner = run
+                .mask_owners
+                .entry(name.clone())
+                .or_insert_with(|| self.name.clone());
             if *owner != self.name {
                 return misuse(format!(
                     "set-mask: `{name}` is masked by plugin `{owner}` already; one plugin masks a parameter"
@@ -160,7 +206,9 @@ impl Host for Guest {
             Ok(())
         })?;
         if self.on_set(&set, |s| Ok(s.tags().len()))? > MOST {
-            return misuse(format!("snapshot: more than {MOST} tags in one set; use a tag again"));
+            return misuse(format!(
+                "snapshot: more than {MOST} tags in one set; use a tag again"
+            ));
         }
         if self.set(&set)? == SetId::Main {
             self.shared.run.borrow_mut().new_tags.push(tag);
@@ -175,19 +223,42 @@ impl Host for Guest {
 }
 
 impl optim::Host for Guest {
-    fn sgd(&mut self, set: Set, names: Vec<String>, grads: Vec<Handle>, o: SgdOptions) -> Result<()> {
+    fn sgd(
+        &mut self,
+        set: Set,
+        names: Vec<String>,
+        grads: Vec<Handle>,
+        o: SgdOptions,
+    ) -> Result<()> {
         self.in_time()?;
         let grads = self.grads(&grads)?;
-        let how = Sgd { lr: o.lr, momentum: o.momentum, weight_decay: o.weight_decay, nesterov: o.nesterov };
+        let how = Sgd {
+            lr: o.lr,
+            momentum: o.momentum,
+            weight_decay: o.weight_decay,
+            nesterov: o.nesterov,
+        };
         self.on_set(&set, |s| s.sgd(&names, &grads, &how))?;
         self.acted(&set)
     }
 
-    fn adam(&mut self, set: Set, names: Vec<String>, grads: Vec<Handle>, options: AdamOptions) -> Result<()> {
+    fn adam(
+        &mut self,
+        set: Set,
+        names: Vec<String>,
+        grads: Vec<Handle>,
+        options: AdamOptions,
+    ) -> Result<()> {
         self.adam_like(set, names, grads, options, false)
     }
 
-    fn adamw(&mut self, set: Set, names: Vec<String>, grads: Vec<Handle>, options: AdamOptions) -> Result<()> {
+    fn adamw(
+        &mut self,
+        set: Set,
+        names: Vec<String>,
+        grads: Vec<Handle>,
+        options: AdamOptions,
+    ) -> Result<()> {
         self.adam_like(set, names, grads, options, true)
     }
 

@@ -12,11 +12,13 @@ use wasmtime::component::Linker;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
 use super::bindings::pruner::Pruner;
+use super::bindings::trainer::Trainer;
 use super::bindings::trainer::espalier::plugin::model::PredictionKind;
 use super::bindings::trainer::espalier::plugin::options::Value;
-use super::bindings::trainer::espalier::plugin::run::{Directive, Error, Event, RunInfo, StepInfo, StepReport};
+use super::bindings::trainer::espalier::plugin::run::{
+    Directive, Error, Event, RunInfo, StepInfo, StepReport,
+};
 use super::bindings::trainer::exports::espalier::plugin::plugin::Description;
-use super::bindings::trainer::Trainer;
 use super::guest::{Guest, Refusal, bytes};
 use super::state::Shared;
 use super::wasi;
@@ -44,7 +46,8 @@ pub struct Death {
 impl Death {
     /// The error for people; `at` says where the run was.
     pub fn diagnostic(&self, at: &str) -> Diagnostic {
-        let mut d = Diagnostic::new(format!("plugin `{}` {}", self.plugin, self.what)).at(format!("`{}`, {at}", self.call));
+        let mut d = Diagnostic::new(format!("plugin `{}` {}", self.plugin, self.what))
+            .at(format!("`{}`, {at}", self.call));
         for (label, text) in &self.details {
             d = d.detail(label, text);
         }
@@ -70,7 +73,13 @@ pub struct Session {
 
 impl Session {
     /// Instantiates a loaded component with its own store and budgets.
-    pub fn new(component: &Loaded, name: &str, limits: Limits, account: Account, shared: Rc<Shared>) -> Called<Session> {
+    pub fn new(
+        component: &Loaded,
+        name: &str,
+        limits: Limits,
+        account: Account,
+        shared: Rc<Shared>,
+    ) -> Called<Session> {
         let engine = component.engine().clone();
         let guest = Guest::new(name, component.slot, limits.clone(), account, shared);
         let mut store = Store::new(&engine, guest);
@@ -84,17 +93,35 @@ impl Session {
             wasi::add_to_linker(&engine, component.component(), &mut linker)?;
             Ok(match component.slot {
                 Slot::Trainer => {
-                    Trainer::add_to_linker::<_, wasmtime::component::HasSelf<Guest>>(&mut linker, |g| g)?;
-                    Exports::Trainer(Trainer::instantiate(&mut store, component.component(), &linker)?)
+                    Trainer::add_to_linker::<_, wasmtime::component::HasSelf<Guest>>(
+                        &mut linker,
+                        |g| g,
+                    )?;
+                    Exports::Trainer(Trainer::instantiate(
+                        &mut store,
+                        component.component(),
+                        &linker,
+                    )?)
                 }
                 Slot::Pruner => {
-                    Pruner::add_to_linker::<_, wasmtime::component::HasSelf<Guest>>(&mut linker, |g| g)?;
-                    Exports::Pruner(Pruner::instantiate(&mut store, component.component(), &linker)?)
+                    Pruner::add_to_linker::<_, wasmtime::component::HasSelf<Guest>>(
+                        &mut linker,
+                        |g| g,
+                    )?;
+                    Exports::Pruner(Pruner::instantiate(
+                        &mut store,
+                        component.component(),
+                        &linker,
+                    )?)
                 }
             })
         };
         match instantiate() {
-            Ok(exports) => Ok(Session { store, exports, shorter: None }),
+            Ok(exports) => Ok(Session {
+                store,
+                exports,
+                shorter: None,
+            }),
             Err(error) => Err(death(store.data(), "instantiate", &error)),
         }
     }
@@ -151,16 +178,30 @@ impl Session {
             Exports::Trainer(t) => t.espalier_plugin_plugin().call_describe(store),
             Exports::Pruner(p) => {
                 let d = p.espalier_plugin_plugin().call_describe(store)?;
-                Ok(Description { name: d.name, version: d.version, summary: d.summary, options: d.options, events: d.events })
+                Ok(Description {
+                    name: d.name,
+                    version: d.version,
+                    summary: d.summary,
+                    options: d.options,
+                    events: d.events,
+                })
             }
         })
     }
 
     /// Starts the plugin. The inner error is the plugin's own refusal.
-    pub fn start(&mut self, info: RunInfo, settings: &[(String, Value)]) -> Called<Result<(), Error>> {
+    pub fn start(
+        &mut self,
+        info: RunInfo,
+        settings: &[(String, Value)],
+    ) -> Called<Result<(), Error>> {
         self.call("start", true, |store, exports| match exports {
-            Exports::Trainer(t) => t.espalier_plugin_training().call_start(store, info, settings),
-            Exports::Pruner(p) => p.espalier_plugin_pruning().call_start(store, info, settings),
+            Exports::Trainer(t) => t
+                .espalier_plugin_training()
+                .call_start(store, info, settings),
+            Exports::Pruner(p) => p
+                .espalier_plugin_pruning()
+                .call_start(store, info, settings),
         })
     }
 
@@ -178,7 +219,9 @@ impl Session {
         self.call("objective", true, |store, exports| match exports {
             Exports::Trainer(t) => {
                 let batch = store.data_mut().put_batch(batch)?;
-                let losses = t.espalier_plugin_training().call_objective(&mut *store, &batch)?;
+                let losses = t
+                    .espalier_plugin_training()
+                    .call_objective(&mut *store, &batch)?;
                 let losses = store.data_mut().take_tensor(losses)?;
                 if losses.shape() != [count] {
                     return super::guest::misuse(format!(
@@ -223,7 +266,9 @@ impl Session {
     /// Changes a live option of a trainer.
     pub fn set_knob(&mut self, name: &str, value: &Value) -> Called<Result<(), Error>> {
         self.call("set-knob", true, |store, exports| match exports {
-            Exports::Trainer(t) => t.espalier_plugin_training().call_set_knob(store, name, value),
+            Exports::Trainer(t) => t
+                .espalier_plugin_training()
+                .call_set_knob(store, name, value),
             Exports::Pruner(_) => Self::wrong_slot(),
         })
     }
@@ -239,8 +284,12 @@ impl Session {
     /// Gives saved bytes back.
     pub fn restore(&mut self, state: &[u8]) -> Called<Result<(), Error>> {
         self.call("restore", true, |store, exports| match exports {
-            Exports::Trainer(t) => t.espalier_plugin_training().call_restore(store, &state.to_vec()),
-            Exports::Pruner(p) => p.espalier_plugin_pruning().call_restore(store, &state.to_vec()),
+            Exports::Trainer(t) => t
+                .espalier_plugin_training()
+                .call_restore(store, &state.to_vec()),
+            Exports::Pruner(p) => p
+                .espalier_plugin_pruning()
+                .call_restore(store, &state.to_vec()),
         })
     }
 }
@@ -258,13 +307,23 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
     let mut details = Vec::new();
     let mut detail = |label: &str, text: String| details.push((label.to_string(), text));
     let mut help = None;
-    let refusal = guest.memory.refused.as_ref().or_else(|| error.downcast_ref::<Refusal>());
-    let limit = |field: &str| Some(format!("raise `limits.{field}` of this plugin in the run file, or mend the plugin"));
+    let refusal = guest
+        .memory
+        .refused
+        .as_ref()
+        .or_else(|| error.downcast_ref::<Refusal>());
+    let limit = |field: &str| {
+        Some(format!(
+            "raise `limits.{field}` of this plugin in the run file, or mend the plugin"
+        ))
+    };
     let what = if let Some(refusal) = refusal {
         match refusal {
             Refusal::Handles { limit: n } => {
                 detail("budget", format!("{n} handles"));
-                help = Some("drop tensors that are no longer needed, or raise `limits.handles`".into());
+                help = Some(
+                    "drop tensors that are no longer needed, or raise `limits.handles`".into(),
+                );
                 "keeps more handles than this run grants it".to_string()
             }
             Refusal::Deadline { limit: d } => {
@@ -272,8 +331,15 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
                 help = limit("call");
                 "did not return in time".to_string()
             }
-            Refusal::TooLong { operation, estimate, limit: d } => {
-                detail("operation", format!("{operation}, about {estimate:.1e} multiply-accumulates"));
+            Refusal::TooLong {
+                operation,
+                estimate,
+                limit: d,
+            } => {
+                detail(
+                    "operation",
+                    format!("{operation}, about {estimate:.1e} multiply-accumulates"),
+                );
                 detail("budget", super::guest::seconds(*d));
                 help = limit("call");
                 "asked for an operation that can't end in time".to_string()
@@ -291,7 +357,9 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
             }
             Refusal::Wasi(name) => {
                 detail("called", name.clone());
-                help = Some("a plugin has no files, network, clock to wait on or process to leave".into());
+                help = Some(
+                    "a plugin has no files, network, clock to wait on or process to leave".into(),
+                );
                 "called something that no plugin gets".to_string()
             }
             Refusal::Misuse(text) => {
@@ -301,10 +369,26 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
         }
     } else if let Some(error) = error.downcast_ref::<espalier_tensor::Error>() {
         match error {
-            espalier_tensor::Error::Budget { op, asked, used, limit: n } => {
+            espalier_tensor::Error::Budget {
+                op,
+                asked,
+                used,
+                limit: n,
+            } => {
                 detail("operation", op.to_string());
-                detail("budget", format!("{}, in use {}, asked for +{}", bytes(*n), bytes(*used), bytes(*asked)));
-                help = Some("drop tensors kept between steps, or raise `limits.tensors` of this plugin".into());
+                detail(
+                    "budget",
+                    format!(
+                        "{}, in use {}, asked for +{}",
+                        bytes(*n),
+                        bytes(*used),
+                        bytes(*asked)
+                    ),
+                );
+                help = Some(
+                    "drop tensors kept between steps, or raise `limits.tensors` of this plugin"
+                        .into(),
+                );
                 "asked for more tensor memory than this run grants it".to_string()
             }
             other => {
@@ -327,7 +411,10 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
                 "panicked".to_string()
             }
             Trap::MemoryOutOfBounds | Trap::StackOverflow => {
-                help = Some("in a Rust plugin this usually is a stack overflow: look for endless recursion".into());
+                help = Some(
+                    "in a Rust plugin this usually is a stack overflow: look for endless recursion"
+                        .into(),
+                );
                 format!("trapped: {trap}")
             }
             other => format!("trapped: {other}"),
@@ -349,7 +436,13 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
     if let Some(line) = error.downcast_ref::<WasmBacktrace>().and_then(author_line) {
         detail("source", line);
     }
-    Death { plugin: guest.name.clone(), call, what, details, help }
+    Death {
+        plugin: guest.name.clone(),
+        call,
+        what,
+        details,
+        help,
+    }
 }
 
 fn last_lines(text: &str, n: usize) -> String {
@@ -362,9 +455,20 @@ fn last_lines(text: &str, n: usize) -> String {
 fn author_line(trace: &WasmBacktrace) -> Option<String> {
     for frame in trace.frames() {
         for symbol in frame.symbols() {
-            let (Some(file), Some(line)) = (symbol.file(), symbol.line()) else { continue };
-            let foreign = ["/rustc/", "/library/", "/sdk/src/", "espalier-sdk-", "/cargo/registry/", "/rust/deps/"];
-            if foreign.iter().any(|part| file.contains(part)) || (line, symbol.column()) == (1, Some(1)) {
+            let (Some(file), Some(line)) = (symbol.file(), symbol.line()) else {
+                continue;
+            };
+            let foreign = [
+                "/rustc/",
+                "/library/",
+                "/sdk/src/",
+                "espalier-sdk-",
+                "/cargo/registry/",
+                "/rust/deps/",
+            ];
+            if foreign.iter().any(|part| file.contains(part))
+                || (line, symbol.column()) == (1, Some(1))
+            {
                 continue;
             }
             return Some(match symbol.column() {

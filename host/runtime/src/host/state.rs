@@ -42,7 +42,9 @@ impl std::fmt::Display for SetId {
         match self {
             SetId::Main => f.write_str("the run's set"),
             SetId::Own { plugin, name } => write!(f, "set `{name}` of `{plugin}`"),
-            SetId::OfModel { plugin, name } => write!(f, "the parameters of model `{name}` of `{plugin}`"),
+            SetId::OfModel { plugin, name } => {
+                write!(f, "the parameters of model `{name}` of `{plugin}`")
+            }
         }
     }
 }
@@ -66,7 +68,10 @@ impl ModelId {
     pub fn set(&self) -> SetId {
         match self {
             ModelId::Main => SetId::Main,
-            ModelId::Own { plugin, name } => SetId::OfModel { plugin: plugin.clone(), name: name.clone() },
+            ModelId::Own { plugin, name } => SetId::OfModel {
+                plugin: plugin.clone(),
+                name: name.clone(),
+            },
         }
     }
 }
@@ -155,6 +160,10 @@ pub struct Shared {
 impl Shared {
     /// Around a run.
     pub fn new(run: RunState) -> Shared {
-        Shared { run: RefCell::new(run), trainer: RefCell::new(None), events: RefCell::default() }
+        Shared {
+            run: RefCell::new(run),
+            trainer: RefCell::new(None),
+            events: RefCell::default(),
+        }
     }
 }

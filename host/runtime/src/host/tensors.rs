@@ -6,7 +6,9 @@ use wasmtime::component::Resource;
 
 use super::bindings::rep;
 use super::bindings::trainer::espalier::plugin::tensors::{Dtype, Host, HostTensor, Operand, Pair};
-use super::bindings::trainer::espalier::plugin::{autograd as wit_autograd, random as wit_random, random_tensors};
+use super::bindings::trainer::espalier::plugin::{
+    autograd as wit_autograd, random as wit_random, random_tensors,
+};
 use super::guest::{Guest, misuse};
 
 type Handle = Resource<rep::Tensor>;
@@ -34,7 +36,10 @@ pub(super) fn sizes(shape: &[u32]) -> Vec<usize> {
 }
 
 pub(super) fn wit_shape(shape: &[usize]) -> Vec<u32> {
-    shape.iter().map(|&n| u32::try_from(n).unwrap_or(u32::MAX)).collect()
+    shape
+        .iter()
+        .map(|&n| u32::try_from(n).unwrap_or(u32::MAX))
+        .collect()
 }
 
 fn axes(axes: &[i32]) -> Vec<isize> {
@@ -53,7 +58,11 @@ impl Guest {
         })
     }
 
-    fn unary(&mut self, t: Handle, f: fn(&Tensor) -> espalier_tensor::Result<Tensor>) -> Result<Handle> {
+    fn unary(
+        &mut self,
+        t: Handle,
+        f: fn(&Tensor) -> espalier_tensor::Result<Tensor>,
+    ) -> Result<Handle> {
         self.in_time()?;
         let y = f(self.tensor(&t)?);
         self.put(y)
@@ -158,7 +167,12 @@ impl Host for Guest {
     }
 
     fn slice(&mut self, t: Handle, axis: i32, start: i32, stop: i32) -> Result<Handle> {
-        let y = ops::slice(self.tensor(&t)?, axis as isize, start as isize, stop as isize);
+        let y = ops::slice(
+            self.tensor(&t)?,
+            axis as isize,
+            start as isize,
+            stop as isize,
+        );
         self.put(y)
     }
 
@@ -226,9 +240,19 @@ impl Host for Guest {
         self.put(y)
     }
 
-    fn scatter_add(&mut self, base: Handle, indices: Handle, src: Handle, axis: i32) -> Result<Handle> {
+    fn scatter_add(
+        &mut self,
+        base: Handle,
+        indices: Handle,
+        src: Handle,
+        axis: i32,
+    ) -> Result<Handle> {
         self.in_time()?;
-        let (base, indices, src) = (self.tensor(&base)?, self.tensor(&indices)?, self.tensor(&src)?);
+        let (base, indices, src) = (
+            self.tensor(&base)?,
+            self.tensor(&indices)?,
+            self.tensor(&src)?,
+        );
         let y = ops::scatter_add(base, indices, src, axis as isize);
         self.put(y)
     }
@@ -242,10 +266,20 @@ impl Host for Guest {
     fn matmul(&mut self, a: Handle, b: Handle) -> Result<Handle> {
         let (x, y) = (self.tensor(&a)?, self.tensor(&b)?);
         // Broadcast leading axes can make the product larger than either operand suggests.
-        let batch = |t: &Tensor| t.shape().iter().rev().skip(2).map(|&n| n as f64).product::<f64>();
+        let batch = |t: &Tensor| {
+            t.shape()
+                .iter()
+                .rev()
+                .skip(2)
+                .map(|&n| n as f64)
+                .product::<f64>()
+        };
         let rows = |t: &Tensor| t.shape().iter().rev().nth(1).map_or(1.0, |&n| n as f64);
         let columns = |t: &Tensor| t.shape().last().map_or(1.0, |&n| n as f64);
-        self.affordable("matmul", batch(x).max(1.0) * batch(y).max(1.0) * rows(x) * columns(x) * columns(y))?;
+        self.affordable(
+            "matmul",
+            batch(x).max(1.0) * batch(y).max(1.0) * rows(x) * columns(x) * columns(y),
+        )?;
         let z = ops::matmul(x, y);
         self.put(z)
     }
@@ -265,7 +299,14 @@ impl Host for Guest {
             let out_w = (*width as f64 + 2.0 * f64::from(padding.1)) / f64::from(stride.1.max(1));
             self.affordable("conv2d", *n as f64 * out_h * out_w * w.numel() as f64)?;
         }
-        let y = ops::conv2d(x, w, pair(stride), pair(padding), pair(dilation), groups as usize);
+        let y = ops::conv2d(
+            x,
+            w,
+            pair(stride),
+            pair(padding),
+            pair(dilation),
+            groups as usize,
+        );
         self.put(y)
     }
 
@@ -282,8 +323,13 @@ impl Host for Guest {
             Some((mean, var)) => Some((self.tensor(mean)?, self.tensor(var)?)),
             None => None,
         };
-        let (y, mean, var) =
-            ops::batch_norm(self.tensor(&x)?, self.maybe(&weight)?, self.maybe(&bias)?, stats, eps)?;
+        let (y, mean, var) = ops::batch_norm(
+            self.tensor(&x)?,
+            self.maybe(&weight)?,
+            self.maybe(&bias)?,
+            stats,
+            eps,
+        )?;
         Ok((self.put(Ok(y))?, self.put(Ok(mean))?, self.put(Ok(var))?))
     }
 
@@ -296,7 +342,13 @@ impl Host for Guest {
         eps: f64,
     ) -> Result<Handle> {
         self.in_time()?;
-        let y = ops::layer_norm(self.tensor(&x)?, &axes(&over), self.maybe(&weight)?, self.maybe(&bias)?, eps);
+        let y = ops::layer_norm(
+            self.tensor(&x)?,
+            &axes(&over),
+            self.maybe(&weight)?,
+            self.maybe(&bias)?,
+            eps,
+        );
         self.put(y)
     }
 
@@ -328,7 +380,10 @@ impl Host for Guest {
     ) -> Result<Handle> {
         let (q, k, v) = (self.tensor(&q)?, self.tensor(&k)?, self.tensor(&v)?);
         let keys = k.shape().iter().rev().nth(1).map_or(1.0, |&n| n as f64);
-        self.affordable("scaled-dot-product-attention", 2.0 * q.numel() as f64 * keys)?;
+        self.affordable(
+            "scaled-dot-product-attention",
+            2.0 * q.numel() as f64 * keys,
+        )?;
         let y = ops::scaled_dot_product_attention(q, k, v, self.maybe(&bias)?, causal);
         self.put(y)
     }
@@ -337,7 +392,10 @@ impl Host for Guest {
 impl wit_autograd::HostNoGrad for Guest {
     fn new(&mut self) -> Result<Resource<rep::NoGrad>> {
         if self.handles() >= self.limits.handles as usize {
-            return Err(super::guest::Refusal::Handles { limit: self.limits.handles }.into());
+            return Err(super::guest::Refusal::Handles {
+                limit: self.limits.handles,
+            }
+            .into());
         }
         self.no_grad += 1;
         autograd::set_grad_enabled(false);
@@ -357,7 +415,11 @@ impl wit_autograd::Host for Guest {
     fn requires_grad(&mut self, t: Handle) -> Result<Handle> {
         let t = self.tensor(&t)?;
         if !matches!(t.dtype(), DType::F32 | DType::F64) {
-            return misuse(format!("requires-grad: floats only, not {} {:?}", t.dtype(), t.shape()));
+            return misuse(format!(
+                "requires-grad: floats only, not {} {:?}",
+                t.dtype(),
+                t.shape()
+            ));
         }
         let y = t.with_requires_grad();
         self.put(Ok(y))
@@ -377,9 +439,17 @@ impl wit_autograd::Host for Guest {
         retain_graph: bool,
     ) -> Result<Vec<Handle>> {
         self.in_time()?;
-        let cotangents: Vec<Option<&Tensor>> = grad_outputs.iter().map(|t| self.maybe(t)).collect::<Result<_>>()?;
-        let grads =
-            autograd::grad(&self.all(&outputs)?, &cotangents, &self.all(&inputs)?, create_graph, retain_graph)?;
+        let cotangents: Vec<Option<&Tensor>> = grad_outputs
+            .iter()
+            .map(|t| self.maybe(t))
+            .collect::<Result<_>>()?;
+        let grads = autograd::grad(
+            &self.all(&outputs)?,
+            &cotangents,
+            &self.all(&inputs)?,
+            create_graph,
+            retain_graph,
+        )?;
         grads.into_iter().map(|g| self.put(Ok(g))).collect()
     }
 }
@@ -398,13 +468,17 @@ impl Guest {
 
 /// A number for a name (FNV-1a), to key randomness by.
 pub fn name_word(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 impl wit_random::Host for Guest {
     fn bits(&mut self, key: Vec<u64>, n: u32) -> Result<Vec<u64>> {
         if u64::from(n) * 8 > self.limits.memory {
-            return misuse(format!("random bits: {n} words are more than the plugin's memory"));
+            return misuse(format!(
+                "random bits: {n} words are more than the plugin's memory"
+            ));
         }
         Ok(random::bits(&self.key(&key)?, n as usize))
     }

@@ -7,7 +7,9 @@
 
 use espalier_tensor::random;
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{Component, Linker, LinkerInstance, Resource, ResourceAny, ResourceType, Val};
+use wasmtime::component::{
+    Component, Linker, LinkerInstance, Resource, ResourceAny, ResourceType, Val,
+};
 use wasmtime::{Engine, Result, StoreContextMut};
 
 use super::guest::{Guest, Refusal, misuse};
@@ -42,12 +44,18 @@ const STDERR: u32 = 2;
 const OTHER: u32 = 3;
 
 /// Answers every WASI import of `component`.
-pub fn add_to_linker(engine: &Engine, component: &Component, linker: &mut Linker<Guest>) -> Result<()> {
+pub fn add_to_linker(
+    engine: &Engine,
+    component: &Component,
+    linker: &mut Linker<Guest>,
+) -> Result<()> {
     for (name, item) in component.component_type().imports(engine) {
         if !name.starts_with("wasi:") {
             continue;
         }
-        let ComponentItem::ComponentInstance(interface) = item.ty else { continue };
+        let ComponentItem::ComponentInstance(interface) = item.ty else {
+            continue;
+        };
         let mut instance = linker.instance(name)?;
         for (function, item) in interface.exports(engine) {
             define(&mut instance, name, function, &item.ty)?;
@@ -56,9 +64,16 @@ pub fn add_to_linker(engine: &Engine, component: &Component, linker: &mut Linker
     Ok(())
 }
 
-fn define(instance: &mut LinkerInstance<'_, Guest>, interface: &str, name: &str, item: &ComponentItem) -> Result<()> {
+fn define(
+    instance: &mut LinkerInstance<'_, Guest>,
+    interface: &str,
+    name: &str,
+    item: &ComponentItem,
+) -> Result<()> {
     match item {
-        ComponentItem::Resource(_) => instance.resource(name, ResourceType::host::<Wasi>(), |_, _| Ok(())),
+        ComponentItem::Resource(_) => {
+            instance.resource(name, ResourceType::host::<Wasi>(), |_, _| Ok(()))
+        }
         ComponentItem::ComponentFunc(_) => {
             let interface = interface.split('@').next().unwrap_or(interface).to_string();
             let function = name.to_string();
@@ -89,7 +104,9 @@ fn give_back(store: &mut StoreContextMut<'_, Guest>, value: &Val) -> Result<()> 
 }
 
 fn own(store: &mut StoreContextMut<'_, Guest>, rep: u32) -> Result<Val> {
-    Ok(Val::Resource(Resource::<Wasi>::new_own(rep).try_into_resource_any(&mut *store)?))
+    Ok(Val::Resource(
+        Resource::<Wasi>::new_own(rep).try_into_resource_any(&mut *store)?,
+    ))
 }
 
 fn rep(store: &mut StoreContextMut<'_, Guest>, value: Option<&Val>) -> Result<u32> {
@@ -132,8 +149,13 @@ fn answer(
         ("wasi:io/streams", "write" | "blocking-write-and-flush") => {
             let stream = rep(store, arguments.first())?;
             if let Some(Val::List(bytes)) = arguments.get(1) {
-                let bytes: Vec<u8> = bytes.iter().filter_map(|b| if let Val::U8(b) = b { Some(*b) } else { None }).collect();
-                store.data_mut().print(stream == STDERR, &String::from_utf8_lossy(&bytes))?;
+                let bytes: Vec<u8> = bytes
+                    .iter()
+                    .filter_map(|b| if let Val::U8(b) = b { Some(*b) } else { None })
+                    .collect();
+                store
+                    .data_mut()
+                    .print(stream == STDERR, &String::from_utf8_lossy(&bytes))?;
             }
             ok(None)
         }
@@ -149,24 +171,40 @@ fn answer(
             let nanoseconds = store.data_mut().tick();
             let seconds = Val::U64(nanoseconds / 1_000_000_000);
             let rest = Val::U32((nanoseconds % 1_000_000_000) as u32);
-            Val::Record(vec![("seconds".into(), seconds), ("nanoseconds".into(), rest)])
+            Val::Record(vec![
+                ("seconds".into(), seconds),
+                ("nanoseconds".into(), rest),
+            ])
         }
         ("wasi:random/insecure-seed", _) => {
             let words = entropy(store, 2, 0);
             Val::Tuple(words.into_iter().map(Val::U64).collect())
         }
-        ("wasi:random/random" | "wasi:random/insecure", "get-random-u64" | "get-insecure-random-u64") => {
+        (
+            "wasi:random/random" | "wasi:random/insecure",
+            "get-random-u64" | "get-insecure-random-u64",
+        ) => {
             let at = store.data_mut().tick();
             Val::U64(entropy(store, 1, at).first().copied().unwrap_or_default())
         }
-        ("wasi:random/random" | "wasi:random/insecure", "get-random-bytes" | "get-insecure-random-bytes") => {
+        (
+            "wasi:random/random" | "wasi:random/insecure",
+            "get-random-bytes" | "get-insecure-random-bytes",
+        ) => {
             let n = match arguments.first() {
                 Some(Val::U64(n)) if *n <= 1 << 20 => *n as usize,
                 _ => return misuse("more than 1 MiB of random bytes in one call"),
             };
             let at = store.data_mut().tick();
             let words = entropy(store, n.div_ceil(8), at);
-            Val::List(words.iter().flat_map(|w| w.to_le_bytes()).take(n).map(Val::U8).collect())
+            Val::List(
+                words
+                    .iter()
+                    .flat_map(|w| w.to_le_bytes())
+                    .take(n)
+                    .map(Val::U8)
+                    .collect(),
+            )
         }
         _ => return Err(Refusal::Wasi(format!("{interface}#{function}")).into()),
     };
@@ -177,5 +215,8 @@ fn answer(
 fn entropy(store: &StoreContextMut<'_, Guest>, n: usize, at: u64) -> Vec<u64> {
     let guest = store.data();
     let seed = guest.shared.run.borrow().seed;
-    random::bits(&random::Key::new(&[seed, name_word(&guest.name), name_word("wasi"), at]), n)
+    random::bits(
+        &random::Key::new(&[seed, name_word(&guest.name), name_word("wasi"), at]),
+        n,
+    )
 }
