@@ -10,6 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -285,40 +286,41 @@ pub fn grad(
 ) -> Result<Vec<Tensor>> {
     const OP: &str = "grad";
     let seeds = seeds(outputs, grad_outputs)?;
-    let restore = RestoreMode(set_grad_enabled(create_graph));
+    let _restore = RestoreMode(set_grad_enabled(create_graph));
     let retain = retain_graph || create_graph;
 
-    let order = plan(outputs, inputs)?;
-    let mut pending: HashMap<u64, Tensor> = HashMap::with_capacity(order.len());
+    let Path { nodes, places } = path(outputs, inputs)?;
+    let mut pending: Vec<Option<Tensor>> = vec![None; nodes.len()];
     for (output, seed) in outputs.iter().zip(seeds) {
-        if let Some(node) = output.node() {
-            if order.binary_search_by_key(&node.id, |n| n.id).is_ok() {
-                accumulate(&mut pending, node.id, seed)?;
-            }
+        if let Some(&place) = output.node().and_then(|n| places.get(&n.id)) {
+            // Without a graph of the next order, a tracked cotangent does not make results tracked.
+            let seed = if create_graph { seed } else { seed.detach() };
+            accumulate(&mut pending[place], seed)?;
         }
     }
-    let wanted: HashSet<u64> = inputs
-        .iter()
-        .filter_map(|t| t.node().map(|n| n.id))
-        .collect();
-    let mut found: HashMap<u64, Tensor> = HashMap::new();
-    for node in order.iter().rev() {
-        let Some(gradient) = pending.remove(&node.id) else {
+    let mut wanted = vec![false; nodes.len()];
+    for input in inputs {
+        if let Some(&place) = input.node().and_then(|n| places.get(&n.id)) {
+            wanted[place] = true;
+        }
+    }
+    let mut found: HashMap<u64, Tensor, ByNumber> = HashMap::default();
+    let mut needs = Vec::new();
+    for (place, node) in nodes.iter().enumerate().rev() {
+        let Some(gradient) = pending[place].take() else {
             continue;
         };
-        if wanted.contains(&node.id) {
+        if wanted[place] {
             found.insert(node.id, gradient.clone());
         }
         let mut guard = node.body();
         let Some(body) = guard.as_ref() else {
             continue;
         };
-        let on_path = |parent: &Option<Arc<Node>>| {
-            parent
-                .as_ref()
-                .is_some_and(|p| order.binary_search_by_key(&p.id, |n| n.id).is_ok())
-        };
-        let needs: Vec<bool> = body.parents.iter().map(on_path).collect();
+        let place_of =
+            |parent: &Option<Arc<Node>>| parent.as_ref().and_then(|p| places.get(&p.id).copied());
+        needs.clear();
+        needs.extend(body.parents.iter().map(|p| place_of(p).is_some()));
         if !needs.contains(&true) {
             continue;
         }
@@ -338,10 +340,10 @@ pub fn grad(
                 problem: "its gradient rule returned a wrong number of gradients".into(),
             });
         }
-        for ((parent, gradient), needed) in body.parents.iter().zip(gradients).zip(&needs) {
-            if let (Some(parent), Some(gradient), true) = (parent, gradient, *needed) {
-                let gradient = fit(node.op, gradient, parent)?;
-                accumulate(&mut pending, parent.id, gradient)?;
+        for (parent, gradient) in body.parents.iter().zip(gradients) {
+            if let (Some(place), Some(gradient)) = (place_of(parent), gradient) {
+                let gradient = fit(node.op, gradient, &nodes[place])?;
+                accumulate(&mut pending[place], gradient)?;
             }
         }
         if !retain {
@@ -352,15 +354,13 @@ pub fn grad(
             }
         }
     }
-    let results = inputs
+    inputs
         .iter()
         .map(|input| match input.node().and_then(|n| found.get(&n.id)) {
             Some(gradient) => Ok(gradient.clone()),
             None => Tensor::zeros_for(OP, input.shape(), input.dtype()),
         })
-        .collect();
-    drop(restore);
-    results
+        .collect()
 }
 
 /// Vector-Jacobian products: [`grad`] of first order with every cotangent given, freeing the graph.
@@ -429,69 +429,101 @@ fn seeds(outputs: &[&Tensor], grad_outputs: &[Option<&Tensor>]) -> Result<Vec<Te
         .collect()
 }
 
-/// The nodes between `outputs` and `inputs` (both included), by ascending number.
-fn plan(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Vec<Arc<Node>>> {
-    let wanted: HashSet<u64> = inputs
+/// Hashes node numbers, which are distinct and small: one multiplication spreads them enough.
+#[derive(Clone, Copy, Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+type ByNumber = BuildHasherDefault<NumberHasher>;
+
+/// The nodes between outputs and inputs (both included), by ascending number, and each one's place.
+struct Path {
+    nodes: Vec<Arc<Node>>,
+    places: HashMap<u64, usize, ByNumber>,
+}
+
+fn path(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Path> {
+    let mut path = Path {
+        nodes: Vec::new(),
+        places: HashMap::default(),
+    };
+    let wanted: HashSet<u64, ByNumber> = inputs
         .iter()
         .filter_map(|t| t.node().map(|n| n.id))
         .collect();
     let Some(&oldest) = wanted.iter().min() else {
-        return Ok(Vec::new());
+        return Ok(path);
     };
     // Everything the outputs depend on that is not older than every input.
-    let mut seen: HashSet<u64> = HashSet::new();
+    let mut seen: HashSet<u64, ByNumber> = HashSet::default();
     let mut stack: Vec<Arc<Node>> = Vec::new();
-    let mut reached: Vec<(Arc<Node>, Vec<u64>)> = Vec::new();
+    let mut reached: Vec<Arc<Node>> = Vec::new();
+    let mut visit = |node: &Arc<Node>, stack: &mut Vec<Arc<Node>>| {
+        if node.id >= oldest && seen.insert(node.id) {
+            stack.push(node.clone());
+        }
+    };
     for output in outputs {
         if let Some(node) = output.node() {
-            if node.id >= oldest && seen.insert(node.id) {
-                stack.push(node.clone());
-            }
+            visit(node, &mut stack);
         }
     }
     while let Some(node) = stack.pop() {
-        let mut parents = Vec::new();
-        {
-            let guard = node.body();
-            match guard.as_ref() {
-                Some(body) => {
-                    for parent in body.parents.iter().flatten() {
-                        if parent.id < oldest {
-                            continue;
-                        }
-                        parents.push(parent.id);
-                        if seen.insert(parent.id) {
-                            stack.push(parent.clone());
-                        }
-                    }
+        match node.body().as_ref() {
+            Some(body) => {
+                for parent in body.parents.iter().flatten() {
+                    visit(parent, &mut stack);
                 }
-                None if !node.leaf && !wanted.contains(&node.id) => {
-                    return Err(Error::GraphFreed { op: node.op });
-                }
-                None => {}
             }
+            None if !node.leaf && !wanted.contains(&node.id) => {
+                return Err(Error::GraphFreed { op: node.op });
+            }
+            None => {}
         }
-        reached.push((node, parents));
+        reached.push(node);
     }
-    reached.sort_by_key(|(node, _)| node.id);
+    reached.sort_unstable_by_key(|node| node.id);
     // A node is on a path if it is an input or one of its parents is on a path.
-    let mut on_path: HashSet<u64> = HashSet::new();
-    let mut order = Vec::with_capacity(reached.len());
-    for (node, parents) in reached {
-        if wanted.contains(&node.id) || parents.iter().any(|p| on_path.contains(p)) {
-            on_path.insert(node.id);
-            order.push(node);
+    for node in reached {
+        let leads = wanted.contains(&node.id)
+            || node.body().as_ref().is_some_and(|body| {
+                let on_path = |p: &Arc<Node>| path.places.contains_key(&p.id);
+                body.parents.iter().flatten().any(on_path)
+            });
+        if leads {
+            path.places.insert(node.id, path.nodes.len());
+            path.nodes.push(node);
         }
     }
-    Ok(order)
+    Ok(path)
 }
 
-fn accumulate(pending: &mut HashMap<u64, Tensor>, id: u64, gradient: Tensor) -> Result<()> {
-    let sum = match pending.remove(&id) {
+/// Adds a gradient to what has arrived at a node so far, in place where nobody else holds that.
+fn accumulate(sum: &mut Option<Tensor>, gradient: Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
         None => gradient,
-        Some(earlier) => ops::add(&earlier, &gradient)?,
-    };
-    pending.insert(id, sum);
+        Some(earlier) if grad_enabled() => ops::add(&earlier, &gradient)?,
+        Some(mut earlier) => {
+            if ops::add_in_place(&mut earlier, &gradient)? {
+                earlier
+            } else {
+                ops::add(&earlier, &gradient)?
+            }
+        }
+    });
     Ok(())
 }
 

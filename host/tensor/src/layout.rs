@@ -239,6 +239,25 @@ impl<const N: usize> Walk<N> {
         self.strides[self.sizes.len() - 1]
     }
 
+    /// Each operand's stride along an axis of this walk.
+    pub(crate) fn strides_at(&self, axis: usize) -> [usize; N] {
+        self.strides[axis]
+    }
+
+    /// Each operand's offset at a flat position.
+    pub(crate) fn place(&self, position: usize) -> [usize; N] {
+        let mut rest = position;
+        let mut at = self.offsets;
+        for axis in (0..self.sizes.len()).rev() {
+            let coordinate = rest % self.sizes[axis];
+            rest /= self.sizes[axis];
+            for (at, stride) in at.iter_mut().zip(&self.strides[axis]) {
+                *at += coordinate * stride;
+            }
+        }
+        at
+    }
+
     /// Calls `run(position, length, offsets)` for the runs that cover the flat positions of `range`, in
     /// order. Each run lies within one innermost axis.
     #[inline(always)]
@@ -257,8 +276,8 @@ impl<const N: usize> Walk<N> {
         for axis in (0..last).rev() {
             coords[axis] = rest % self.sizes[axis];
             rest /= self.sizes[axis];
-            for i in 0..N {
-                base[i] += coords[axis] * self.strides[axis][i];
+            for (b, stride) in base.iter_mut().zip(&self.strides[axis]) {
+                *b += coords[axis] * stride;
             }
         }
         let mut position = range.start;
@@ -275,14 +294,14 @@ impl<const N: usize> Walk<N> {
             for axis in (0..last).rev() {
                 coords[axis] += 1;
                 if coords[axis] < self.sizes[axis] {
-                    for i in 0..N {
-                        base[i] += self.strides[axis][i];
+                    for (b, stride) in base.iter_mut().zip(&self.strides[axis]) {
+                        *b += stride;
                     }
                     break;
                 }
                 coords[axis] = 0;
-                for i in 0..N {
-                    base[i] -= (self.sizes[axis] - 1) * self.strides[axis][i];
+                for (b, stride) in base.iter_mut().zip(&self.strides[axis]) {
+                    *b -= (self.sizes[axis] - 1) * stride;
                 }
             }
         }

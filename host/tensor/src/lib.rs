@@ -53,6 +53,7 @@
 
 pub mod account;
 pub mod autograd;
+mod copy;
 mod dtype;
 mod error;
 mod gemm;

@@ -39,11 +39,8 @@ pub(crate) trait Real:
     /// 1 / (1 + exp(-x)), without overflow.
     #[inline(always)]
     fn sigmoid(self) -> Self {
-        // exp(-|x|) never overflows; for negative x the quotient is exp(x) / (1 + exp(x)).
-        let e = (-self.absolute()).exp();
-        let top = if self < Self::ZERO { e } else { Self::ONE };
-        let quotient = top / (Self::ONE + e);
-        if self == self { quotient } else { self }
+        // exp(-x) overflows to infinity for very negative x, and the quotient is then 0 as it should be.
+        Self::ONE / (Self::ONE + (-self).exp())
     }
 }
 
@@ -201,7 +198,7 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn tanh(self) -> f32 {
-        f32::tanh(self)
+        tanh_f32(self)
     }
     #[inline(always)]
     fn erf(self) -> f32 {
@@ -215,6 +212,7 @@ impl Real for f32 {
 #[inline(always)]
 pub(crate) fn exp_f32(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    // ln 2 in two parts, the first with few digits so that n times it is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
@@ -222,7 +220,8 @@ pub(crate) fn exp_f32(x: f32) -> f32 {
     // Past these the result is infinity or zero anyway; NaN passes through both comparisons.
     let clamped = if x > 89.0 { 89.0 } else { x };
     let clamped = if clamped < -104.5 { -104.5 } else { clamped };
-    let n = (clamped * LOG2_E + ROUND) - ROUND;
+    let shifted = clamped * LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
     let mut p = 1.987_569_1e-4_f32;
     p = p * r + 1.398_2e-3;
@@ -232,10 +231,26 @@ pub(crate) fn exp_f32(x: f32) -> f32 {
     p = p * r + 0.5;
     let e = (p * r) * r + r + 1.0;
     // 2^n as a product of two powers that are both normal numbers.
-    let n = n as i32;
+    // The low bits of `shifted` are n: cheaper than a conversion, and garbage for NaN does no harm below.
+    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
-    let power = |k: i32| f32::from_bits(((k + 127) << 23) as u32);
+    let power = |k: i32| f32::from_bits((k.wrapping_add(127) << 23) as u32);
     e * power(half) * power(n - half)
+}
+
+/// tanh in single precision: an odd polynomial up to 0.625 (Cephes tanhf), 1 - 2 / (exp 2|x| + 1) above.
+/// About 2 units in the last place.
+#[inline(always)]
+pub(crate) fn tanh_f32(x: f32) -> f32 {
+    let a = x.abs();
+    let z = x * x;
+    let mut p = -5.704_988_7e-3 * z + 2.063_909e-2;
+    p = p * z - 5.373_971_6e-2;
+    p = p * z + 1.333_144_2e-1;
+    p = p * z - 3.333_328e-1;
+    let near = (p * z) * x + x;
+    let far = (1.0 - 2.0 / (exp_f32(a + a) + 1.0)).copysign(x);
+    if a < 0.625 { near } else { far }
 }
 
 /// The error function in single precision: a polynomial below 475/512, 1 - exp(polynomial) above (after
@@ -248,7 +263,7 @@ pub(crate) fn erf_f32(x: f32) -> f32 {
     let u = -3.883_964_4e-3 * t + 2.425_462_2e-2;
     r = r * s + u;
     r = r * t - 1.067_778_8e-1;
-    r = r * t - 6.348_466_9e-1;
+    r = r * t - 6.348_467e-1;
     r = r * t - 1.287_175_1e-1;
     r = r * t - t;
     // Past t = 4 the result is 1 to the last bit; the bound keeps the polynomial from overflowing.

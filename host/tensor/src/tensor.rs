@@ -4,11 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::autograd::{self, Node};
+use crate::copy::copy_out;
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Walk, count};
 use crate::storage::{Storage, zeroed_vec};
-use crate::threads::{BLOCK, for_blocks};
 
 /// A handle to a tensor. Cloning it copies no elements; the elements never change while it is shared.
 #[derive(Clone)]
@@ -247,8 +247,8 @@ impl Tensor {
 
     fn copied(&self, op: &'static str) -> Result<Tensor> {
         with_element!(self.dtype(), E => {
-            let (source, walk) = (self.storage_slice::<E>(op)?, self.walk());
-            Tensor::build::<E>(op, self.shape(), |out| copy_walk(source, &walk, out))
+            let source = self.storage_slice::<E>(op)?;
+            Tensor::build::<E>(op, self.shape(), |out| copy_out(source, &self.layout, out))
         })
     }
 
@@ -371,38 +371,18 @@ impl Tensor {
             });
         };
         let mut out: Vec<E> = zeroed_vec(OP, self.numel())?;
-        copy_walk(source, &self.walk(), &mut out);
+        copy_out(source, &self.layout, &mut out);
         Ok(out)
     }
-}
-
-/// Copies what `walk` visits of `source` to `out` in order.
-fn copy_walk<E: Element>(source: &[E], walk: &Walk<1>, out: &mut [E]) {
-    let [stride] = walk.inner_strides();
-    let total = out.len();
-    for_blocks(out, BLOCK, total, |first, chunk| {
-        walk.runs(first..first + chunk.len(), |at, len, [start]| {
-            let to = &mut chunk[at - first..at - first + len];
-            match stride {
-                1 => to.copy_from_slice(&source[start..start + len]),
-                0 => to.fill(source[start]),
-                _ => {
-                    for (i, o) in to.iter_mut().enumerate() {
-                        *o = source[start + i * stride];
-                    }
-                }
-            }
-        });
-    });
 }
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({} {:?}", self.dtype(), self.shape())?;
-        if self.numel() <= 16 {
-            if let Ok(values) = self.to_list() {
-                write!(f, " {values:?}")?;
-            }
+        if self.numel() <= 16
+            && let Ok(values) = self.to_list()
+        {
+            write!(f, " {values:?}")?;
         }
         f.write_str(if self.requires_grad() {
             ", tracked)"

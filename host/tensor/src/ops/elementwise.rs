@@ -113,12 +113,21 @@ impl<A: Element, O: Element, M: Map2<A, O>> Kernel for Run2<'_, A, O, M> {
 /// Runs shorter than this are not worth a second function call.
 const SHORT: usize = 8;
 
+/// The tensor as loops should read it: a large one whose innermost axis jumps through memory is copied
+/// in tiles first, which costs less than reading it so.
+fn settled(op: &'static str, t: &Tensor) -> Result<Tensor> {
+    const LARGE: usize = 4096;
+    let jumps = t.numel() >= LARGE && t.layout().strides.last().is_some_and(|s| *s > 1);
+    if jumps { t.dense(op) } else { Ok(t.detach()) }
+}
+
 /// `map` over every element.
 pub(crate) fn map1<A: Element, O: Element, M: Map1<A, O>>(
     op: &'static str,
     t: &Tensor,
     map: M,
 ) -> Result<Tensor> {
+    let t = &settled(op, t)?;
     let source = t.storage_slice::<A>(op)?;
     let layout = t.layout();
     let walk = Walk::new(&layout.shape, [(&layout.strides, layout.offset)]);
@@ -152,6 +161,7 @@ pub(crate) fn map2<A: Element, O: Element, M: Map2<A, O>>(
     map: M,
 ) -> Result<Tensor> {
     let (mut slot_a, mut slot_b) = ([A::default()], [A::default()]);
+    let (a, b) = (a.settled(op)?, b.settled(op)?);
     let (source_a, strides_a, offset_a) = a.read::<A>(op, shape, &mut slot_a)?;
     let (source_b, strides_b, offset_b) = b.read::<A>(op, shape, &mut slot_b)?;
     let walk = Walk::new(shape, [(&strides_a, offset_a), (&strides_b, offset_b)]);
@@ -207,6 +217,13 @@ impl Arg {
                 Ok((t.storage_slice::<E>(op)?, strides, t.layout().offset))
             }
         }
+    }
+
+    fn settled(&self, op: &'static str) -> Result<Arg> {
+        Ok(match self {
+            Arg::Tensor(t) => Arg::Tensor(settled(op, t)?),
+            Arg::Scalar(v) => Arg::Scalar(*v),
+        })
     }
 
     fn node(&self) -> Option<Arc<Node>> {
@@ -394,6 +411,43 @@ pub fn add<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<T
     Ok(record2(OP, out, &p.a, &p.b, |flow| {
         Ok(vec![Some(flow.grad.clone()), Some(flow.grad.clone())])
     }))
+}
+
+struct Accumulate<'a, E> {
+    sum: &'a mut [E],
+    more: &'a [E],
+}
+
+impl<E: Real> Kernel for Accumulate<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        for (s, m) in self.sum.iter_mut().zip(self.more) {
+            *s = *s + *m;
+        }
+    }
+}
+
+/// sum += more, if `sum` is the only handle to its elements and the shapes are equal; says whether it
+/// was done.
+pub(crate) fn add_in_place(sum: &mut Tensor, more: &Tensor) -> Result<bool> {
+    const OP: &str = "add";
+    if sum.shape() != more.shape() || sum.dtype() != more.dtype() {
+        return Ok(false);
+    }
+    with_float!(OP, sum.dtype(), E => {
+        let more = more.dense(OP)?;
+        let more = more.data::<E>()?;
+        let Some(sum) = sum.data_mut::<E>() else {
+            return Ok(false);
+        };
+        let total = sum.len();
+        for_blocks(sum, BLOCK, total, |first, sum| {
+            let more = &more[first..first + sum.len()];
+            simd::dispatch(Accumulate { sum, more });
+        });
+    });
+    Ok(true)
 }
 
 /// a - b.

@@ -32,3 +32,5 @@ pub use softmax::{cross_entropy, log_softmax, softmax};
 pub use sort::{argsort, top_k};
 
 pub(crate) use reduce::fit_shape;
+
+pub(crate) use elementwise::add_in_place;

@@ -9,7 +9,7 @@ use crate::ops::index::{Around, put_along};
 use crate::ops::shape::{broadcast_to, permute_dims, reshape_to};
 use crate::simd::{self, Kernel};
 use crate::tensor::Tensor;
-use crate::threads::{for_blocks, map_ranges};
+use crate::threads::{BLOCK, for_blocks, map_ranges};
 
 /// The sum over `axes` (none means all); with `keepdims` the summed axes stay with size 1. An empty sum
 /// is 0. f32 is summed in f64 and rounded once; i64 wraps.
@@ -165,18 +165,24 @@ impl<E: Summed> Kernel for SumRun<'_, E> {
     }
 }
 
-/// Adds a contiguous run to running totals, element by element.
-struct AddRun<'a, E: Summed> {
+/// Adds `count` rows, `stride` apart, to running totals, element by element.
+struct AddRows<'a, E: Summed> {
     totals: &'a mut [E::Total],
-    run: &'a [E],
+    rows: &'a [E],
+    stride: usize,
+    count: usize,
 }
 
-impl<E: Summed> Kernel for AddRun<'_, E> {
+impl<E: Summed> Kernel for AddRows<'_, E> {
     type Out = ();
     #[inline(always)]
     fn run(self) {
-        for (total, x) in self.totals.iter_mut().zip(self.run) {
-            *total = E::join(*total, x.widen());
+        let width = self.totals.len();
+        for i in 0..self.count {
+            let row = &self.rows[i * self.stride..][..width];
+            for (total, x) in self.totals.iter_mut().zip(row) {
+                *total = E::join(*total, x.widen());
+            }
         }
     }
 }
@@ -237,11 +243,6 @@ fn sum_marked<E: Summed>(
     if over_stride == 1 || count == 1 {
         // Runs lie along the summed axes.
         return Tensor::build::<E>(op, shape, |out| {
-            let place = |row: usize| {
-                let mut at = 0;
-                kept.runs(row..row + 1, |_, _, [start]| at = start);
-                at
-            };
             let partial = |at: usize, range: std::ops::Range<usize>| {
                 let mut total = E::Total::default();
                 over.runs(range, |_, len, [start]| {
@@ -252,16 +253,19 @@ fn sum_marked<E: Summed>(
             if outputs * 4 <= t.numel() / PART {
                 // Few long sums: split each.
                 for (row, o) in out.iter_mut().enumerate() {
-                    let at = place(row);
+                    let [at] = kept.place(row);
                     let parts = map_ranges(count, PART, count, |range| partial(at, range));
                     *o = E::narrow(parts.into_iter().fold(E::Total::default(), E::join));
                 }
             } else {
                 let rows = (PART / count).max(1);
                 for_blocks(out, rows, t.numel(), |first, block| {
-                    for (i, o) in block.iter_mut().enumerate() {
-                        *o = E::narrow(partial(place(first + i), 0..count));
-                    }
+                    kept.runs(first..first + block.len(), |at, len, [start]| {
+                        let sums = &mut block[at - first..at - first + len];
+                        for (i, o) in sums.iter_mut().enumerate() {
+                            *o = E::narrow(partial(start + i * kept_stride, 0..count));
+                        }
+                    });
                 });
             }
         });
@@ -270,24 +274,17 @@ fn sum_marked<E: Summed>(
         // Runs lie along the kept axes: add rows to running totals.
         let width = kept.sizes[kept.sizes.len() - 1];
         let add_rows = |totals: &mut [E::Total], at: usize, range: std::ops::Range<usize>| {
-            over.runs(range, |_, len, [start]| {
-                for i in 0..len {
-                    let run = &source[at + start + i * over_stride..][..totals.len()];
-                    let kernel = AddRun::<E> { totals, run };
-                    if run.len() < 8 {
-                        kernel.run()
-                    } else {
-                        simd::dispatch(kernel)
-                    }
-                }
+            over.runs(range, |_, count, [start]| {
+                simd::dispatch(AddRows::<E> {
+                    totals: &mut *totals,
+                    rows: &source[at + start..],
+                    stride: over_stride,
+                    count,
+                });
             });
         };
         return Tensor::build::<E>(op, shape, |out| {
-            let place = |row: usize| {
-                let mut at = 0;
-                kept.runs(row * width..row * width + 1, |_, _, [start]| at = start);
-                at
-            };
+            let place = |row: usize| kept.place(row * width)[0];
             if outputs <= COLUMNS && t.numel() >= 4 * PART {
                 // Few long columns: split the rows, and join the parts in order.
                 let rows = (PART / width).max(1);
@@ -432,11 +429,11 @@ fn largest(
     }
 }
 
-/// Whether `x` replaces `best`: larger, or the first NaN.
+/// Equal, or both NaN.
 #[inline(always)]
-fn beats<E: Number>(x: E, best: E) -> bool {
+fn same<E: Number>(a: E, b: E) -> bool {
     let nan = |x: E| x.partial_cmp(&x).is_none();
-    x > best || (nan(x) && !nan(best))
+    a == b || (nan(a) && nan(b))
 }
 
 fn largest_of<E: Number>(
@@ -451,54 +448,81 @@ fn largest_of<E: Number>(
     let mut shape = source.layout().shape;
     shape.set(axis, 1);
     let total = from.len();
-    // The place of the first of a column's elements.
-    let start = |column: usize| column / inner * size * inner + column % inner;
-    let block = (16 * 1024 / size).max(1);
-    let indices = if indices {
-        Some(Tensor::build::<i64>(op, &shape, |out| {
-            for_blocks(out, block, total, |first, out| {
-                for (i, o) in out.iter_mut().enumerate() {
-                    let at = start(first + i);
-                    let (mut best, mut index) = (from[at], 0);
-                    for j in 1..size {
-                        let x = from[at + j * inner];
-                        if beats(x, best) {
-                            (best, index) = (x, j);
-                        }
-                    }
-                    *o = index as i64;
-                }
-            });
-        })?)
-    } else {
-        None
-    };
-    let values = if values {
-        Some(Tensor::build::<E>(op, &shape, |out| {
-            for_blocks(out, block, total, |first, out| {
-                for (i, o) in out.iter_mut().enumerate() {
-                    let at = start(first + i);
-                    *o = match &indices {
-                        Some(indices) => match indices.data::<i64>() {
-                            Ok(ix) => from[at + ix[first + i] as usize * inner],
-                            Err(_) => from[at],
-                        },
-                        None if inner == 1 => simd::dispatch(MaxRun(&from[at..at + size])),
-                        None => {
-                            let mut best = from[at];
-                            for j in 1..size {
-                                best = best.larger(from[at + j * inner]);
-                            }
-                            best
-                        }
+    // Values first: the index is then the first place that holds the value, found without bookkeeping.
+    let best = Tensor::build::<E>(op, &shape, |out| {
+        if inner == 1 {
+            for_blocks(out, (BLOCK / size).max(1), total, |first, out| {
+                let rows = from[first * size..].chunks_exact(size);
+                for (o, row) in out.iter_mut().zip(rows) {
+                    *o = if size < 2 * LANES {
+                        row[1..].iter().fold(row[0], |best, x| best.larger(*x))
+                    } else {
+                        simd::dispatch(MaxRun(row))
                     };
                 }
             });
+        } else {
+            for_blocks(out, inner, total, |first, out| {
+                let rows = &from[first * size..];
+                out.copy_from_slice(&rows[..out.len()]);
+                simd::dispatch(MaxRows {
+                    best: out,
+                    rows,
+                    size,
+                });
+            });
+        }
+    })?;
+    let indices = if indices {
+        let best = best.data::<E>()?;
+        Some(Tensor::build::<i64>(op, &shape, |out| {
+            // Whole items of `inner` columns, or several rows where `inner` is 1.
+            let block = if inner == 1 { BLOCK / size } else { inner };
+            for_blocks(out, block, total, |first, out| {
+                let items = out.chunks_mut(inner).zip(best[first..].chunks(inner));
+                for (item, (out, best)) in items.enumerate() {
+                    let at = (first / inner + item) * size * inner;
+                    if inner == 1 {
+                        let row = &from[at..at + size];
+                        let place = row.iter().position(|x| same(*x, best[0]));
+                        out[0] = place.unwrap_or(0) as i64;
+                    } else {
+                        // From the end, so that the lowest index is written last.
+                        for j in (0..size).rev() {
+                            let row = &from[at + j * inner..][..inner];
+                            for ((o, x), best) in out.iter_mut().zip(row).zip(best) {
+                                *o = if same(*x, *best) { j as i64 } else { *o };
+                            }
+                        }
+                    }
+                }
+            });
         })?)
     } else {
         None
     };
-    Ok((values, indices))
+    Ok((values.then_some(best), indices))
+}
+
+/// Running maxima over `size` rows as long as `best`, which holds the first row.
+struct MaxRows<'a, E> {
+    best: &'a mut [E],
+    rows: &'a [E],
+    size: usize,
+}
+
+impl<E: Number> Kernel for MaxRows<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        let width = self.best.len();
+        for j in 1..self.size {
+            let row = &self.rows[j * width..][..width];
+            for (best, x) in self.best.iter_mut().zip(row) {
+                *best = best.larger(*x);
+            }
+        }
+    }
 }
 
 /// The largest of a contiguous run that is not empty. Which order is used cannot be seen in the result.

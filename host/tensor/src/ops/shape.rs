@@ -79,7 +79,7 @@ fn infer(op: &'static str, t: &Tensor, shape: &[i64]) -> Result<Dims> {
     let known = count(op, &dims)?;
     let numel = t.numel();
     if let Some(axis) = open {
-        if known == 0 || numel % known != 0 {
+        if known == 0 || !numel.is_multiple_of(known) {
             return refuse("the size at -1 cannot be worked out");
         }
         dims.set(axis, numel / known);
