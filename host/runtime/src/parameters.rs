@@ -256,10 +256,9 @@ impl Entry {
                 .map_err(&fail)
         };
         self.value = cut(&self.value)?;
-        for state in [&mut self.momentum, &mut self.adam_m, &mut self.adam_v] {
-            if let Some(tensor) = state {
-                *tensor = cut(tensor)?;
-            }
+        let states = [&mut self.momentum, &mut self.adam_m, &mut self.adam_v];
+        for state in states.into_iter().flatten() {
+            *state = cut(state)?;
         }
         Ok(())
     }

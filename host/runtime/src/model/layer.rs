@@ -734,7 +734,10 @@ pub(super) fn forward(
             let w_hh = pass.parameter(layer, "weight-hh")?;
             let b_ih = pass.parameter(layer, "bias-ih")?;
             let b_hh = pass.parameter(layer, "bias-hh")?;
-            recurrent(matches!(op, Op::Lstm), x, [&w_ih, &w_hh, &b_ih, &b_hh])
+            match op {
+                Op::Lstm => nn::lstm(x, &w_ih, &w_hh, Some(&b_ih), Some(&b_hh)),
+                _ => nn::rnn(x, &w_ih, &w_hh, Some(&b_ih), Some(&b_hh)),
+            }
         }
         Op::Add => inputs[1..]
             .iter()
@@ -757,37 +760,6 @@ fn group_sort(x: &Tensor, group: usize) -> espalier_tensor::Result<Tensor> {
     }
     let last = ops::permute_dims(x, &[0, 2, 3, 1])?.contiguous()?;
     ops::permute_dims(&nn::group_sort(&last, group)?, &[0, 3, 1, 2])
-}
-
-/// LSTM (gates i, f, g, o as in PyTorch) or tanh RNN over [n, t, f] from a zero state: [n, t, h].
-fn recurrent(
-    lstm: bool,
-    x: &Tensor,
-    [w_ih, w_hh, b_ih, b_hh]: [&Tensor; 4],
-) -> espalier_tensor::Result<Tensor> {
-    let (n, steps, width) = (x.shape()[0], x.shape()[1], w_hh.shape()[1]);
-    let inputs = nn::linear(x, w_ih, Some(b_ih))?;
-    let gates = inputs.shape()[2];
-    let mut h = Tensor::zeros(&[n, width], x.dtype())?;
-    let mut c = h.clone();
-    let mut outputs = Vec::with_capacity(steps);
-    for step in 0..steps as isize {
-        let input = ops::slice(&inputs, 1, step, step + 1)?.contiguous()?;
-        let input = ops::reshape(&input, &[n as i64, gates as i64])?;
-        let z = ops::add(&input, &nn::linear(&h, w_hh, Some(b_hh))?)?;
-        h = if lstm {
-            let size = width as isize;
-            let gate = |at: isize| ops::slice(&z, 1, at * size, (at + 1) * size);
-            let kept = ops::multiply(&ops::sigmoid(&gate(1)?)?, &c)?;
-            let new = ops::multiply(&ops::sigmoid(&gate(0)?)?, &ops::tanh(&gate(2)?)?)?;
-            c = ops::add(&kept, &new)?;
-            ops::multiply(&ops::sigmoid(&gate(3)?)?, &ops::tanh(&c)?)?
-        } else {
-            ops::tanh(&z)?
-        };
-        outputs.push(ops::reshape(&h, &[n as i64, 1, width as i64])?);
-    }
-    ops::concat(&outputs.iter().collect::<Vec<_>>(), 1)
 }
 
 /// Rows divided by their length; a row of zeros stays one and keeps a finite gradient.
@@ -889,7 +861,8 @@ fn attention(
             )
         };
         let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-        let (mixed, probabilities) = {
+        let (mixed, probabilities) = if wanted {
+            // Composed, because the fused operation never holds the probabilities; last bits may differ.
             let scores = ops::matmul(&q, &ops::permute_dims(&k, &[0, 1, 3, 2])?)?;
             let mut scores = ops::divide(&scores, (width as f64).sqrt())?;
             if causal {
@@ -899,9 +872,11 @@ fn attention(
                 scores = ops::where_(&ops::less(&row, &column)?, f64::NEG_INFINITY, &scores)?;
             }
             let probabilities = ops::softmax(&scores, -1)?;
+            (ops::matmul(&probabilities, &v)?, Some(probabilities))
+        } else {
             (
-                ops::matmul(&probabilities, &v)?,
-                wanted.then_some(probabilities),
+                ops::scaled_dot_product_attention(&q, &k, &v, None, causal)?,
+                None,
             )
         };
         let joined = ops::permute_dims(&mixed, &[0, 2, 1, 3])?.contiguous()?;
