@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the built `espalier` command and the workspace's folders.
 
+pub mod lab;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;

@@ -1,0 +1,174 @@
+//! A trainer that trains honestly until step 5 and then does one thing that no plugin may do: what the sandbox
+//! is for. `tests/tests/hostile.rs` runs it once for each.
+
+use espalier_sdk::data::Stream;
+use espalier_sdk::parameters::SgdOptions;
+use espalier_sdk::tensor::Dtype;
+use espalier_sdk::{
+    Batch, Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo, StepReport, Tensor,
+    Trainer, grad,
+};
+
+/// What it does.
+#[derive(Choice, Clone, Copy, PartialEq)]
+enum Deed {
+    Nothing,
+    LoopForever,
+    LoopInTheHost,
+    Sleep,
+    GuestMemory,
+    TensorBytes,
+    OneHugeTensor,
+    HugeMatmul,
+    Handles,
+    Panic,
+    Recurse,
+    NonsenseShape,
+    NonsensePrediction,
+    NonsenseObjective,
+    LogFlood,
+    PrintFlood,
+    EndlessLine,
+    Exit,
+    UnknownParameter,
+    HugeSave,
+    DeepGraph,
+}
+
+/// Options under `[trainer.with]`.
+#[derive(Options)]
+struct Settings {
+    /// What it does at step 5.
+    #[option(default = Deed::Nothing)]
+    deed: Deed,
+}
+
+struct Hostile {
+    deed: Deed,
+    model: Model,
+    stream: Stream,
+    step: u64,
+}
+
+fn recurse(depth: u64) -> u64 {
+    let mut room = [depth; 128];
+    std::hint::black_box(&mut room);
+    if depth == u64::MAX { 0 } else { recurse(depth + 1) + room[(depth % 128) as usize] }
+}
+
+impl Hostile {
+    fn act(&self) {
+        let small = || Tensor::full(&[1], 1.0, Dtype::F32);
+        match self.deed {
+            Deed::LoopForever => loop {
+                std::hint::black_box(0);
+            },
+            Deed::LoopInTheHost => loop {
+                std::hint::black_box(small().exp().item());
+            },
+            Deed::Sleep => std::thread::sleep(std::time::Duration::from_secs(3600)),
+            Deed::GuestMemory => {
+                let mut all: Vec<Vec<u8>> = Vec::new();
+                loop {
+                    all.push(std::hint::black_box(vec![1; 1 << 20]));
+                }
+            }
+            Deed::TensorBytes => {
+                let mut all = Vec::new();
+                loop {
+                    all.push(Tensor::full(&[1024, 1024], 1.0, Dtype::F32));
+                }
+            }
+            Deed::OneHugeTensor => {
+                Tensor::full(&[4_000_000_000, 4_000_000_000, 4_000_000_000], 1.0, Dtype::F64);
+            }
+            Deed::HugeMatmul => {
+                let line = Tensor::full(&[1, 1], 1.0, Dtype::F32);
+                let wide = line.broadcast_to(&[4_000_000, 4_000_000]);
+                wide.matmul(&wide);
+            }
+            Deed::Handles => {
+                let mut all = Vec::new();
+                loop {
+                    all.push(small());
+                }
+            }
+            Deed::Panic => panic!("nobody expects this"),
+            Deed::Recurse => {
+                std::hint::black_box(recurse(0));
+            }
+            Deed::NonsenseShape => {
+                let a = Tensor::full(&[2, 3], 1.0, Dtype::F32);
+                a.matmul(&Tensor::full(&[4, 5], 1.0, Dtype::F32));
+            }
+            Deed::LogFlood => loop {
+                espalier_sdk::log::info("the same line again, and again, and again");
+            },
+            Deed::PrintFlood => loop {
+                println!("the same line again, and again, and again");
+            },
+            Deed::EndlessLine => loop {
+                print!("and again ");
+            },
+            Deed::Exit => std::process::exit(0),
+            Deed::UnknownParameter => {
+                ParameterSet::main().value("linear9.weight");
+            }
+            Deed::DeepGraph => {
+                let mut x = Tensor::full(&[1], 1.0, Dtype::F64).requires_grad();
+                for _ in 0..300_000 {
+                    x = x + 1.0;
+                }
+                let leaf = Tensor::full(&[1], 1.0, Dtype::F64).requires_grad();
+                grad(&(x * &leaf).sum(&[]), &[&leaf]);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Trainer for Hostile {
+    type Options = Settings;
+
+    fn new(run: &RunInfo, options: Settings) -> Result<Self, Error> {
+        let stream = Stream::train(run.batch_size, &[0]);
+        Ok(Hostile { deed: options.deed, model: Model::main(), stream, step: 0 })
+    }
+
+    fn step(&mut self, at: &StepInfo) -> StepReport {
+        self.step = at.step;
+        if at.step == 5 {
+            self.act();
+        }
+        let batch = self.stream.next_endless();
+        let loss = self.model.forward(batch.fields(), Mode::Train).cross_entropy(batch.targets()).mean(&[]);
+        let set = ParameterSet::main();
+        let names = set.trainable();
+        let values = set.values(&names);
+        let grads = grad(&loss, &values.iter().collect::<Vec<_>>());
+        set.sgd(&names, &grads, SgdOptions { lr: 0.1, ..Default::default() });
+        StepReport::new(loss.item(), batch.count())
+    }
+
+    fn objective(&self, batch: &Batch) -> Tensor {
+        let losses = self.model.forward(batch.fields(), Mode::Train).cross_entropy(batch.targets());
+        if self.deed == Deed::NonsenseObjective { losses.sum(&[]) } else { losses }
+    }
+
+    fn predict(&self, batch: &Batch) -> Prediction {
+        let logits = self.model.forward(batch.fields(), Mode::Eval);
+        match self.deed {
+            Deed::NonsensePrediction if self.step > 5 => Prediction::logits(logits.slice(1, 0, 3)),
+            _ => Prediction::logits(logits),
+        }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        match self.deed {
+            Deed::HugeSave if self.step > 5 => vec![0; 1 << 30],
+            _ => Vec::new(),
+        }
+    }
+}
+
+espalier_sdk::export!(trainer: Hostile);

@@ -1,0 +1,81 @@
+//! Every trainer runs with every pruner, and masks are kept exactly: after a run every pruned weight is 0.
+#![allow(clippy::unwrap_used)]
+
+use espalier_runtime::events::Event;
+use espalier_runtime::parameters::Kind;
+use espalier_runtime::plan::Slot;
+use espalier_runtime::registry::Registry;
+use espalier_runtime::run;
+use espalier_tests::lab::Lab;
+use espalier_tests::workspace;
+
+/// Options under which a pruner acts within a few steps.
+fn hurried(pruner: &str) -> &'static str {
+    match pruner {
+        "magnitude" => "sparsity = 0.8, every-steps = 5",
+        "granet" => "sparsity = 0.8, every-steps = 5",
+        "lottery-ticket" => "rounds = 3, rate = 0.4",
+        other => panic!("no options for the new pruner `{other}`: add them here"),
+    }
+}
+
+#[test]
+fn every_trainer_runs_with_every_pruner_and_pruned_weights_are_zero() {
+    let registry = Registry::load(&workspace().join("registry.toml")).unwrap();
+    let names = |slot| registry.entries.iter().filter(move |e| e.slot == slot).map(|e| e.name.clone());
+    let mut pairs = 0;
+    for trainer in names(Slot::Trainer) {
+        for pruner in names(Slot::Pruner) {
+            println!("{trainer} with {pruner}");
+            let options = hurried(&pruner);
+            let file = format!(
+                r#"
+[data]
+source = "digits"
+train-limit = 300
+test-limit = 100
+[model]
+layers = [
+  {{ kind = "flatten" }},
+  {{ kind = "linear", features = 24 }}, {{ kind = "relu" }},
+  {{ kind = "linear", features = 16 }}, {{ kind = "relu" }},
+  {{ kind = "linear", features = 10 }},
+]
+[schedule]
+epochs = 4
+batch-size = 30
+[trainer]
+plugin = "{trainer}"
+[pruner]
+plugin = "{pruner}"
+with = {{ {options} }}
+"#
+            );
+            let lab = Lab::new(&format!("{trainer}-{pruner}"));
+            let (finished, events) = lab.finish("run", &file, &[]);
+            assert!(
+                !events.iter().any(|e| matches!(e, Event::Warning { .. })),
+                "{trainer} with {pruner}: {:?}",
+                events.iter().filter(|e| matches!(e, Event::Warning { .. })).collect::<Vec<_>>()
+            );
+            let set = run::parameters_of(&lab.out("run")).unwrap();
+            let (mut masked, mut total) = (0u64, 0u64);
+            for info in set.infos().iter().filter(|i| i.kind == Kind::Weight) {
+                let values = set.stored(&info.name).unwrap().to_list().unwrap();
+                total += values.len() as u64;
+                let Some(mask) = set.mask(&info.name).unwrap() else { continue };
+                for (value, alive) in values.iter().zip(mask.to_list().unwrap()) {
+                    if alive == 0.0 {
+                        masked += 1;
+                        assert!(*value == 0.0, "{trainer} with {pruner}: a pruned weight of {} is {value}", info.name);
+                    }
+                }
+            }
+            assert!(masked > total / 3, "{trainer} with {pruner}: only {masked} of {total} are pruned");
+            let sparsity = finished.metrics["sparsity"];
+            assert!((sparsity - masked as f64 / total as f64).abs() < 1e-12, "{trainer} with {pruner}: {sparsity}");
+            pairs += 1;
+        }
+    }
+    assert!(pairs >= 12, "{pairs} pairs");
+}
