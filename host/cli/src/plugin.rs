@@ -3,8 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use espalier_runtime::component::{self, Inspection};
 use espalier_runtime::diagnostic::Diagnostic;
-use espalier_runtime::registry::Registry;
+use espalier_runtime::events::Building;
+use espalier_runtime::options;
+use espalier_runtime::registry::{Entry, Registry};
+use serde::Serialize;
 
 use crate::args::{self, PluginCommand, exit};
 use crate::output::{self, Stream};
@@ -62,10 +66,123 @@ fn list(json: bool, registry: Option<PathBuf>) -> Result<(), Diagnostic> {
     Ok(())
 }
 
-fn inspect(_plugin: &str, _json: bool, _registry: Option<PathBuf>) -> Result<(), Diagnostic> {
-    Err(Diagnostic::new(
-        "this build of espalier cannot inspect components yet",
-    ))
+/// What `inspect` shows: the component's own words, and where it was found.
+#[derive(Serialize)]
+struct Found {
+    #[serde(flatten)]
+    inspection: Inspection,
+    /// The component file.
+    file: PathBuf,
+    /// What the registry says of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registry: Option<Entry>,
+}
+
+fn inspect(plugin: &str, json: bool, registry: Option<PathBuf>) -> Result<(), Diagnostic> {
+    let is_file = plugin.ends_with(".wasm") || plugin.contains(std::path::MAIN_SEPARATOR);
+    let found = if is_file {
+        let file = PathBuf::from(plugin);
+        let inspection = component::inspect(plugin, &component::read(&file)?)?;
+        Found {
+            inspection,
+            file,
+            registry: None,
+        }
+    } else {
+        from_registry(plugin, &open(registry)?)?
+    };
+    if json {
+        output::line(
+            Stream::Out,
+            serde_json::to_string(&found).map_err(unwritable)?,
+        );
+    } else {
+        output::line(Stream::Out, describe(&found));
+    }
+    Ok(())
+}
+
+fn from_registry(name: &str, registry: &Registry) -> Result<Found, Diagnostic> {
+    let entry = registry.entry(name)?;
+    let building = &mut |building: &Building| output::line(Stream::Error, &building.text);
+    let resolved = registry.resolve(&[entry], building)?.pop();
+    let resolved =
+        resolved.ok_or_else(|| Diagnostic::new(format!("plugin `{name}` has no component")))?;
+    let inspection = component::inspect(name, &resolved.bytes)?;
+    if inspection.slot != entry.slot {
+        return Err(Diagnostic::new(format!(
+            "plugin `{name}` does not fill the slot that the registry says"
+        ))
+        .at(format!("{}:{}", registry.file.display(), entry.line))
+        .expected(format!("a {}", entry.slot))
+        .found(format!("a {}", inspection.slot))
+        .help("mend the registry's entry"));
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    let file = resolved
+        .path
+        .strip_prefix(&here)
+        .unwrap_or(&resolved.path)
+        .to_path_buf();
+    Ok(Found {
+        inspection,
+        file,
+        registry: Some(entry.clone()),
+    })
+}
+
+fn describe(found: &Found) -> String {
+    let plugin = &found.inspection;
+    let mut rows = vec![
+        ["slot".to_string(), plugin.slot.to_string()],
+        ["interface".into(), plugin.interface.clone()],
+        ["sha256".into(), plugin.sha256.clone()],
+        ["size".into(), output::bytes(plugin.size)],
+        ["file".into(), found.file.display().to_string()],
+    ];
+    if let Some(entry) = &found.registry {
+        rows.push(["licence".into(), entry.licence.clone()]);
+        rows.extend(entry.paper.clone().map(|paper| ["paper".into(), paper]));
+    }
+    rows.push(["imports".into(), listed(&plugin.imports)]);
+    rows.push(["cannot reach".into(), listed(&plugin.denied)]);
+    rows.push([
+        String::new(),
+        "files, network, environment, real time, entropy".into(),
+    ]);
+    let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
+    let mut text = format!(
+        "{} {}\n{}\n\n{}\n",
+        plugin.name,
+        plugin.version,
+        plugin.summary,
+        output::table(&rows, &[])
+    );
+    if plugin.options.is_empty() {
+        text.push_str("\nno options");
+        return text;
+    }
+    text.push_str(&format!("\noptions, under [{}.with]", plugin.slot));
+    for option in &plugin.options {
+        let default = options::show(&option.default);
+        text.push_str(&format!("\n  {} = {default}\n", option.name));
+        text.push_str(&format!("      {}", options::expectation(option)));
+        for line in output::wrap(&option.doc, 90)
+            .iter()
+            .filter(|line| !line.is_empty())
+        {
+            text.push_str(&format!("\n      {line}"));
+        }
+    }
+    text
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        "nothing".into()
+    } else {
+        names.join(", ")
+    }
 }
 
 fn unwritable(error: serde_json::Error) -> Diagnostic {

@@ -49,8 +49,8 @@ struct Progress {
     seconds: f64,
     rate: f64,
     sparsity: Option<f64>,
-    /// Last measurement of each split.
-    metrics: BTreeMap<String, BTreeMap<String, f64>>,
+    /// Last measurement of each split, and the step it was made at.
+    metrics: BTreeMap<String, (u64, BTreeMap<String, f64>)>,
     refreshed: Option<Instant>,
 }
 
@@ -132,22 +132,15 @@ impl View {
     fn refresh(&mut self) {
         let progress = &mut self.progress;
         let now = Instant::now();
-        if progress
-            .refreshed
-            .is_some_and(|last| now.duration_since(last) < REFRESH)
+        if self.bar.is_none()
+            || progress
+                .refreshed
+                .is_some_and(|last| now.duration_since(last) < REFRESH)
         {
             return;
         }
         progress.refreshed = Some(now);
-        if progress.seconds > 0.0 {
-            let rate = progress.samples as f64 / progress.seconds;
-            progress.rate = if progress.rate > 0.0 {
-                0.8 * progress.rate + 0.2 * rate
-            } else {
-                rate
-            };
-            (progress.samples, progress.seconds) = (0, 0.0);
-        }
+        progress.measure_rate();
         if let Some(bar) = &self.bar {
             if let Some(of) = progress.of {
                 bar.set_length(of);
@@ -164,32 +157,39 @@ impl View {
     }
 
     fn evaluated(&mut self, split: &str, epoch: u64, metrics: &BTreeMap<String, f64>) {
+        // The last measurement of a run is made again at its end, where it says nothing new.
+        let step = self.progress.step;
+        let same = |(at, before): &(u64, BTreeMap<String, f64>)| *at == step && before == metrics;
+        if self.progress.metrics.get(split).is_some_and(same) {
+            return;
+        }
         self.progress
             .metrics
-            .insert(split.to_string(), metrics.clone());
-        if self.bar.is_none() {
-            let mut words = vec![];
-            if self.progress.round > 0 {
-                words.push(format!("round {}", self.progress.round));
-            }
-            words.push(format!("epoch {epoch}"));
-            words.push(match self.progress.of {
-                Some(of) => format!("step {}/{of}", self.progress.step),
-                None => format!("step {}", self.progress.step),
-            });
-            words.extend(
-                metrics.iter().map(|(name, value)| {
-                    format!("{split} {name} {}", output::metric(name, *value))
-                }),
-            );
-            words.extend(
-                self.progress
-                    .sparsity
-                    .map(|sparsity| format!("sparsity {}", output::metric("sparsity", sparsity))),
-            );
-            words.extend(self.progress.speed());
-            self.line(&words.join("  "));
+            .insert(split.to_string(), (step, metrics.clone()));
+        if self.bar.is_some() {
+            return;
         }
+        self.progress.measure_rate();
+        let mut words = vec![];
+        if self.progress.round > 0 {
+            words.push(format!("round {}", self.progress.round));
+        }
+        words.push(format!("epoch {epoch:<3}"));
+        words.push(match self.progress.of {
+            Some(of) => format!("step {step:>width$}/{of}", width = of.to_string().len()),
+            None => format!("step {step}"),
+        });
+        let metric = |(name, value): (&String, &f64)| {
+            format!("{split} {name} {}", output::metric(name, *value))
+        };
+        words.extend(metrics.iter().map(metric));
+        let sparsity = self
+            .progress
+            .sparsity
+            .map(|sparsity| output::metric("sparsity", sparsity));
+        words.extend(sparsity.map(|sparsity| format!("sparsity {sparsity}")));
+        words.extend(self.progress.speed());
+        self.line(&words.join("  "));
     }
 
     fn composition(&self, composition: &Composition) {
@@ -207,6 +207,19 @@ impl View {
 }
 
 impl Progress {
+    /// Takes the steps since the last call into the smoothed rate.
+    fn measure_rate(&mut self) {
+        if self.seconds > 0.0 {
+            let rate = self.samples as f64 / self.seconds;
+            self.rate = if self.rate > 0.0 {
+                0.8 * self.rate + 0.2 * rate
+            } else {
+                rate
+            };
+            (self.samples, self.seconds) = (0, 0.0);
+        }
+    }
+
     fn words(&self) -> String {
         let mut words = Vec::new();
         words.push(match self.round {
@@ -220,7 +233,7 @@ impl Progress {
         let split = ["validation", "test", "train"]
             .into_iter()
             .find_map(|split| Some((split, self.metrics.get(split)?)));
-        if let Some((split, metrics)) = split {
+        if let Some((split, (_, metrics))) = split {
             let accuracy = metrics.get("accuracy").map(|value| ("accuracy", value));
             let shown = accuracy.or(metrics.get("loss").map(|value| ("loss", value)));
             words.extend(

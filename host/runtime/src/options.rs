@@ -145,8 +145,8 @@ fn fit(option: &OptionInfo, value: &OptionValue) -> Result<OptionValue, &'static
     }
 }
 
-/// What would have been right, in words: `a number from 0 to 1`.
-fn expectation(option: &OptionInfo) -> String {
+/// What an option takes, in words: `a number from 0 to 1`.
+pub fn expectation(option: &OptionInfo) -> String {
     let kind = match &option.kind {
         OptionKind::Bool => "`true` or `false`".to_string(),
         OptionKind::Integer => "a whole number".to_string(),
