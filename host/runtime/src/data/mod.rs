@@ -338,13 +338,39 @@ pub fn load(plan: &DataPlan) -> Result<Dataset> {
     for part in [&mut train, &mut validation, &mut test] {
         part.sort_unstable();
     }
-    let scale = Scale::measure(&raw.train, &train, plan.normalize)?;
-    let mut splits = vec![make_split("train", &raw.train, &train, &scale)?];
-    if !validation.is_empty() {
-        splits.push(make_split("validation", &raw.train, &validation, &scale)?);
-    }
-    if !test.is_empty() {
-        splits.push(make_split("test", test_table, &test, &scale)?);
+    let train_inputs = inputs_of(&raw.train, &train);
+    let scale = match &train_inputs {
+        Inputs::Floats(floats) => Scale::measure(floats, raw.train.width(), plan.normalize),
+        Inputs::Integers(_) if plan.normalize == Normalize::None => None,
+        Inputs::Integers(_) => {
+            let problem = "whole-number inputs are indices and are not scaled; set normalize = \"none\", or save \
+                           the inputs as f32"
+                .into();
+            return Err(Error::Plan {
+                field: "normalize",
+                problem,
+            });
+        }
+    };
+    let mut splits = vec![make_split(
+        "train",
+        &raw.train,
+        &train,
+        train_inputs,
+        &scale,
+    )?];
+    let others = [
+        ("validation", &raw.train, &validation),
+        ("test", test_table, &test),
+    ];
+    for (name, table, rows) in others.into_iter().filter(|(_, _, rows)| !rows.is_empty()) {
+        splits.push(make_split(
+            name,
+            table,
+            rows,
+            inputs_of(table, rows),
+            &scale,
+        )?);
     }
     Ok(Dataset { splits })
 }
@@ -383,43 +409,27 @@ struct Scale {
 }
 
 impl Scale {
-    /// Mean and standard deviation (population) over the given rows, summed in f64 in row order. A feature
-    /// that never changes is only shifted.
-    fn measure(table: &Table, rows: &[usize], how: Normalize) -> Result<Option<Scale>> {
-        let width = table.width();
-        let groups = match how {
-            Normalize::None => return Ok(None),
-            Normalize::Standard => 1,
-            Normalize::PerFeature => width,
+    /// Mean and standard deviation (population) of the given samples, summed in f64 in their order. A
+    /// feature that never changes is only shifted.
+    fn measure(values: &[f32], width: usize, how: Normalize) -> Option<Scale> {
+        // One long row stands for all features together.
+        let (groups, row) = match how {
+            Normalize::None => return None,
+            Normalize::Standard => (1, 1),
+            Normalize::PerFeature => (width, width),
         };
-        let at: Box<dyn Fn(usize) -> f64> = match &table.inputs {
-            Values::Integers(_) => {
-                let problem = "whole-number inputs are indices and are not scaled; set normalize = \"none\", or \
-                               save the inputs as f32"
-                    .into();
-                return Err(Error::Plan {
-                    field: "normalize",
-                    problem,
-                });
-            }
-            Values::Bytes(bytes, divisor) => {
-                Box::new(move |i| f64::from(f32::from(bytes[i]) / divisor))
-            }
-            Values::Floats(floats) => Box::new(|i| f64::from(floats[i])),
-        };
-        let samples = (rows.len() * width / groups.max(1)) as f64;
+        let samples = (values.len() / row.max(1)) as f64;
         let mut shift = vec![0.0; groups];
-        for &row in rows {
-            for column in 0..width {
-                shift[column % groups] += at(row * width + column);
+        for row in values.chunks_exact(row.max(1)) {
+            for (sum, value) in shift.iter_mut().zip(row) {
+                *sum += f64::from(*value);
             }
         }
         shift.iter_mut().for_each(|sum| *sum /= samples);
         let mut factor = vec![0.0; groups];
-        for &row in rows {
-            for column in 0..width {
-                factor[column % groups] +=
-                    (at(row * width + column) - shift[column % groups]).powi(2);
+        for row in values.chunks_exact(row.max(1)) {
+            for ((sum, mean), value) in factor.iter_mut().zip(&shift).zip(row) {
+                *sum += (f64::from(*value) - mean).powi(2);
             }
         }
         for sum in &mut factor {
@@ -431,43 +441,62 @@ impl Scale {
                 1.0
             };
         }
-        Ok(Some(Scale { shift, factor }))
+        Some(Scale { shift, factor })
     }
 
-    fn apply(&self, row: &mut [f32]) {
-        let groups = self.shift.len();
-        for (column, value) in row.iter_mut().enumerate() {
-            *value = ((f64::from(*value) - self.shift[column % groups])
-                * self.factor[column % groups]) as f32;
+    fn apply(&self, values: &mut [f32]) {
+        for row in values.chunks_exact_mut(self.shift.len().max(1)) {
+            for ((value, shift), factor) in row.iter_mut().zip(&self.shift).zip(&self.factor) {
+                *value = ((f64::from(*value) - shift) * factor) as f32;
+            }
         }
     }
 }
 
-fn make_split(name: &str, table: &Table, rows: &[usize], scale: &Option<Scale>) -> Result<Split> {
+/// The inputs of some samples: f32 yet to be scaled, or whole numbers.
+enum Inputs {
+    Floats(Vec<f32>),
+    Integers(Vec<i64>),
+}
+
+fn inputs_of(table: &Table, rows: &[usize]) -> Inputs {
+    let width = table.width();
+    match &table.inputs {
+        Values::Bytes(bytes, divisor) => {
+            let scaled: [f32; 256] = std::array::from_fn(|byte| byte as f32 / divisor);
+            let mut floats = Vec::with_capacity(rows.len() * width);
+            for &row in rows {
+                let bytes = &bytes[row * width..(row + 1) * width];
+                floats.extend(bytes.iter().map(|byte| scaled[usize::from(*byte)]));
+            }
+            Inputs::Floats(floats)
+        }
+        Values::Floats(floats) => Inputs::Floats(gather(floats, rows, width)),
+        Values::Integers(integers) => Inputs::Integers(gather(integers, rows, width)),
+    }
+}
+
+fn make_split(
+    name: &str,
+    table: &Table,
+    rows: &[usize],
+    inputs: Inputs,
+    scale: &Option<Scale>,
+) -> Result<Split> {
     let fail = |source| Error::Tensor {
         doing: format!("making split `{name}`"),
         source,
     };
-    let width = table.width();
     let mut shape = vec![rows.len()];
     shape.extend_from_slice(&table.shape);
-    let finish = |mut values: Vec<f32>| {
-        if let Some(scale) = scale {
-            values
-                .chunks_exact_mut(width.max(1))
-                .for_each(|row| scale.apply(row));
+    let inputs = match inputs {
+        Inputs::Floats(mut floats) => {
+            if let Some(scale) = scale {
+                scale.apply(&mut floats);
+            }
+            Tensor::from_vec(floats, &shape)
         }
-        Tensor::from_vec(values, &shape)
-    };
-    let inputs = match &table.inputs {
-        Values::Bytes(bytes, divisor) => {
-            let rows = rows
-                .iter()
-                .flat_map(|&row| &bytes[row * width..(row + 1) * width]);
-            finish(rows.map(|&byte| f32::from(byte) / divisor).collect())
-        }
-        Values::Floats(floats) => finish(gather(floats, rows, width)),
-        Values::Integers(integers) => Tensor::from_vec(gather(integers, rows, width), &shape),
+        Inputs::Integers(integers) => Tensor::from_vec(integers, &shape),
     };
     let (targets, classes) = match &table.targets {
         Targets::Classes { labels, classes } => (

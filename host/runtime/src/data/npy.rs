@@ -42,8 +42,21 @@ pub(super) fn read(inputs: &Path, targets: &Path) -> Result<Raw> {
             ),
         );
     }
-    if count == 0 {
-        return wrong(inputs, format!("shape {shape:?}: there is no sample in it"));
+    if shape.contains(&0) {
+        return wrong(inputs, format!("shape {shape:?}: there is nothing in it"));
+    }
+    for (path, elements) in [(inputs, &elements), (targets, &target_elements)] {
+        let Elements::Floats(floats) = elements else {
+            continue;
+        };
+        if let Some((at, value)) = floats.iter().enumerate().find(|(_, x)| !x.is_finite()) {
+            return wrong(
+                path,
+                format!(
+                    "element {at} (row-major) is {value} as f32; replace it or leave its sample out"
+                ),
+            );
+        }
     }
     let inputs = match elements {
         Elements::Bytes(bytes) => Values::Bytes(bytes, 1.0),

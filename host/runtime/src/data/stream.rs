@@ -171,8 +171,8 @@ impl Streams {
             count
         };
         if cursor >= end {
-            self.positions.insert(
-                id.clone(),
+            self.go_to(
+                id,
                 Position {
                     epoch: epoch + 1,
                     cursor: 0,
@@ -203,6 +203,15 @@ impl Streams {
         self.positions
             .insert(id.clone(), Position { epoch, cursor });
         Ok(Some(batch))
+    }
+
+    fn go_to(&mut self, id: &StreamId, position: Position) {
+        match self.positions.get_mut(id) {
+            Some(known) => *known = position,
+            None => {
+                self.positions.insert(id.clone(), position);
+            }
+        }
     }
 
     fn order(&mut self, id: &StreamId, count: usize, seed: u64, epoch: u64) -> Arc<Vec<i64>> {

@@ -593,6 +593,7 @@ fn malformed_npy_is_refused_with_file_and_mend() {
         targets: y.clone(),
     });
     let labels = npy(1, "|u1", "False", "(2,)", &[0, 1]);
+    let infinite = bytes_of(&[0f64, 1e300], f64::to_le_bytes);
     let mut version = npy(1, "<f4", "False", "(2, 1)", &[0; 8]);
     version[6] = 9;
     for (content, expected) in [
@@ -625,6 +626,14 @@ fn malformed_npy_is_refused_with_file_and_mend() {
         (
             npy(1, "<f4", "False", "(2,)", &[0; 8]),
             "`DIR/x.npy`: shape [2], expected [samples, ...] with at least two axes",
+        ),
+        (
+            npy(1, "<f8", "False", "(2, 1)", &infinite),
+            "`DIR/x.npy`: element 1 (row-major) is inf as f32; replace it or leave its sample out",
+        ),
+        (
+            npy(1, "<f4", "False", "(2, 0)", &[]),
+            "`DIR/x.npy`: shape [2, 0]: there is nothing in it",
         ),
         (
             npy(1, "<f4", "False", "(3, 1)", &[0; 12]),
@@ -912,4 +921,78 @@ fn an_added_split_is_checked_and_batched_like_any_other() {
         data.add_split("none", Vec::new()).unwrap_err().to_string(),
         "add-split `none`: a split needs at least one field, with the sample as its first axis"
     );
+}
+
+/// Every file with one byte changed or its end cut off is either read or refused; none panics.
+#[test]
+fn damaged_files_never_panic() {
+    let dir = folder("damage");
+    write_idx(&dir);
+    let images = std::fs::read(dir.join("t10k-images-idx3-ubyte")).unwrap();
+    let packed = std::fs::read(dir.join("train-images-idx3-ubyte.gz")).unwrap();
+    let (x, y, c) = (dir.join("x.npy"), dir.join("y.npy"), dir.join("c.csv"));
+    let array = npy(
+        1,
+        "<f4",
+        "False",
+        "(2, 2)",
+        &bytes_of(&[1f32, 2.0, 3.0, 4.0], f32::to_le_bytes),
+    );
+    std::fs::write(&x, &array).unwrap();
+    std::fs::write(&y, npy(1, "|u1", "False", "(2,)", &[0, 1])).unwrap();
+    let table = b"a,b,y\n1,2,\"red\"\n3,4,blue\n".to_vec();
+    let idx = plan(DataSource::Idx { path: dir.clone() });
+    let npy_plan = plan(DataSource::Npy {
+        inputs: x.clone(),
+        targets: y,
+    });
+    let csv_plan = plan(DataSource::Csv {
+        path: c.clone(),
+        target: "y".into(),
+        classes: true,
+    });
+    for (path, content, plan) in [
+        (dir.join("t10k-images-idx3-ubyte"), images, &idx),
+        (dir.join("train-images-idx3-ubyte.gz"), packed, &idx),
+        (x, array, &npy_plan),
+        (c, table, &csv_plan),
+    ] {
+        for at in 0..content.len() {
+            for change in [0x01u8, 0x80, 0xff] {
+                let mut damaged = content.clone();
+                damaged[at] ^= change;
+                std::fs::write(&path, damaged).unwrap();
+                let _ = load(plan).map_err(|error| assert!(!error.to_string().is_empty()));
+            }
+            std::fs::write(&path, &content[..at]).unwrap();
+            assert!(
+                load(plan).is_err() || plan == &csv_plan,
+                "{} cut at {at}",
+                path.display()
+            );
+        }
+        std::fs::write(&path, &content).unwrap();
+        load(plan).unwrap();
+    }
+}
+
+/// Fashion-MNIST itself, where `ESPALIER_FASHION_MNIST` names its folder.
+#[test]
+fn fashion_mnist_has_its_published_counts() {
+    let Some(path) = std::env::var_os("ESPALIER_FASHION_MNIST").map(PathBuf::from) else {
+        eprintln!("skipped: ESPALIER_FASHION_MNIST does not name a folder");
+        return;
+    };
+    let mut how = plan(DataSource::Idx { path });
+    (how.validation, how.normalize) = (0.1, Normalize::Standard);
+    let data = load(&how).unwrap();
+    let counts: Vec<usize> = data.splits.iter().map(|split| split.count).collect();
+    assert_eq!(counts, [54_000, 6_000, 10_000]);
+    let test = data.split("test").unwrap();
+    assert_eq!(
+        (test.classes, test.field("inputs").unwrap().shape()),
+        (10, &[10_000, 1, 28, 28][..])
+    );
+    let labels = integers(test.field("targets").unwrap());
+    assert!((0..10).all(|class| labels.iter().filter(|label| **label == class).count() == 1000));
 }
