@@ -443,7 +443,7 @@ fn per_channel<R: Send + Clone>(
 fn channel_sums<T: Real>(x: &[T], shape: Channels) -> Vec<f64> {
     per_channel(
         shape,
-        |c| channel_pair(x, x, shape, c, T::ZERO).0,
+        |c| channel_sum(x, shape, c),
         |from, to| {
             column_pairs(x, x, shape, from, to, &[])
                 .iter()
@@ -486,6 +486,19 @@ simd_fn! {
             }
         }
         sums
+    }
+}
+
+simd_fn! {
+    fn channel_sum<T>(x: &[T], shape: Channels, c: usize) -> f64 {
+        let mut sum = 0.0;
+        for n in 0..shape.samples {
+            let at = (n * shape.channels + c) * shape.rest;
+            for x in x[at..at + shape.rest].chunks(RUN) {
+                sum += sum_by(x.len(), |i| x[i]).to_f64();
+            }
+        }
+        sum
     }
 }
 
@@ -630,7 +643,7 @@ pub fn layer_norm(
             let dx = Tensor::build::<T>(OP, source.shape(), |dx| {
                 parts = layer_back(data, g, length, block, w, eps, dx);
             })?;
-            let fill = |which: fn(&(Vec<T>, Vec<T>)) -> &Vec<T>| {
+            let fill = |which: fn(&Partial<T>) -> &Vec<T>| {
                 Tensor::build::<T>(OP, &sizes, |out| {
                     for part in &parts {
                         for (o, &v) in out.iter_mut().zip(which(part)) {
@@ -732,6 +745,9 @@ fn layer_block(total: usize, length: usize) -> usize {
     rows_per_block(length).max(rows.div_ceil(64)) * length
 }
 
+/// Sums over the rows of one block: (g x_hat, g).
+type Partial<T> = (Vec<T>, Vec<T>);
+
 /// Fills dx; returns per block the sums over rows of (g x_hat, g): the gradients of weight and bias.
 fn layer_back<T: Real>(
     x: &[T],
@@ -741,7 +757,7 @@ fn layer_back<T: Real>(
     w: Option<&[T]>,
     eps: f64,
     dx: &mut [T],
-) -> Vec<(Vec<T>, Vec<T>)> {
+) -> Vec<Partial<T>> {
     use rayon::prelude::*;
     if dx.is_empty() {
         return Vec::new();

@@ -267,16 +267,22 @@ fn first_largest<T: Real>(g: &Windows, x: &[T], r: usize, q: usize) -> usize {
     let mut best = lines.start * g.w + columns.start;
     let mut largest = x[best];
     for line in lines {
-        for at in line * g.w + columns.start..line * g.w + columns.end {
-            // Negated comparison: NaN replaces a number, and is itself never replaced.
-            #[allow(clippy::neg_cmp_op_on_partial_ord, clippy::eq_op)]
-            if !(x[at] <= largest) && largest == largest {
-                largest = x[at];
-                best = at;
+        let start = line * g.w + columns.start;
+        for (i, &v) in x[start..line * g.w + columns.end].iter().enumerate() {
+            if replaces(v, largest) {
+                largest = v;
+                best = start + i;
             }
         }
     }
     best
+}
+
+/// Whether a later element takes the place of the largest so far: it is larger, or the first NaN.
+#[inline(always)]
+#[allow(clippy::neg_cmp_op_on_partial_ord, clippy::eq_op)]
+fn replaces<T: Real>(later: T, largest: T) -> bool {
+    !(later <= largest) & (largest == largest)
 }
 
 /// Gives each window's cotangent to its first largest element.
@@ -294,20 +300,21 @@ simd_fn! {
                 let upper = &x[2 * r * g.w..][..2 * g.ow];
                 let lower = &x[(2 * r + 1) * g.w..][..2 * g.ow];
                 let (du, dl) = dx[2 * r * g.w..].split_at_mut(g.w);
-                for q in 0..g.ow {
-                    let v = [upper[2 * q], upper[2 * q + 1], lower[2 * q], lower[2 * q + 1]];
-                    let m = v[0].larger(v[1]).larger(v[2].larger(v[3]));
-                    // `x == m`, or x is the NaN that made m one.
-                    let is = |x: T| !(x < m) & !(x > m) & ((x == x) == (m == m));
-                    let a = is(v[0]);
-                    let b = !a & is(v[1]);
-                    let c = !a & !b & is(v[2]);
-                    let d = !a & !b & !c;
-                    let take = |here: bool| if here { given[q] } else { T::ZERO };
-                    du[2 * q] = take(a);
-                    du[2 * q + 1] = take(b);
-                    dl[2 * q] = take(c);
-                    dl[2 * q + 1] = take(d);
+                let inputs = upper.chunks_exact(2).zip(lower.chunks_exact(2));
+                let outputs = du.chunks_exact_mut(2).zip(dl.chunks_exact_mut(2));
+                for (((u, l), (du, dl)), &given) in inputs.zip(outputs).zip(given) {
+                    // A later element wins where it is larger, or is the first NaN. Without branches, so
+                    // that the loop vectorises.
+                                        let right_up = replaces(u[1], u[0]);
+                    let right_down = replaces(l[1], l[0]);
+                    let top = if right_up { u[1] } else { u[0] };
+                    let bottom = if right_down { l[1] } else { l[0] };
+                    let down = replaces(bottom, top);
+                    let take = |here: bool| if here { given } else { T::ZERO };
+                    du[0] = take(!down & !right_up);
+                    du[1] = take(!down & right_up);
+                    dl[0] = take(down & !right_down);
+                    dl[1] = take(down & right_down);
                 }
                 du[2 * g.ow..].fill(T::ZERO);
                 dl[2 * g.ow..g.w].fill(T::ZERO);
@@ -362,6 +369,7 @@ pub(crate) fn average_backward<T: Real>(g: &Windows, dy: &[T], dx: &mut [T]) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::random::{Key, fill_normal_f32};

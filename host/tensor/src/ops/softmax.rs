@@ -294,7 +294,7 @@ fn against_distribution(
         with_float!(op, kept.dtype(), T => {
             let (x, p, z) = (dense.data::<T>()?, p.data::<T>()?, normaliser.data::<T>()?);
             let g = g.data::<T>()?;
-            let each = |work: fn(&[T], &[T], &[T], &[T], usize, &mut [T])| {
+            let each = |work: RowKernel<T>| {
                 Tensor::build::<T>(op, kept.shape(), |out| {
                     let total = out.len().saturating_mul(EXP_COST);
                     for_blocks(out, rows_per_block(classes) * classes, total, |first, out| {
@@ -310,6 +310,9 @@ fn against_distribution(
         })
     }))
 }
+
+/// From logits, target, normalisers and cotangents of some rows, and the number of classes, to a gradient.
+type RowKernel<T> = fn(&[T], &[T], &[T], &[T], usize, &mut [T]);
 
 /// ln(sum(e^x)) of each row.
 fn normalisers<T: Real + crate::dtype::Element>(
