@@ -787,17 +787,9 @@ fn batch_norm(
     let running_mean = pass.parameter(layer, "running-mean")?;
     let running_var = pass.parameter(layer, "running-var")?;
     let count = x.numel() / x.shape()[1].max(1);
-    // An empty batch (Poisson sampling) has no statistics of its own and moves none.
-    let (out, mean, var) = if pass.mode == Mode::Train && count > 0 {
-        if count == 1 {
-            return Err(Error::Forward {
-                problem: format!(
-                    "layer `{}` (batch-norm) in training mode: one value a channel has no variance; use a batch of \
-                     2 or more samples, or drop the last short batch",
-                    layer.name
-                ),
-            });
-        }
+    // One value a channel has no variance (and none at all, no mean): a last short batch, or an empty one
+    // of Poisson sampling, is normalised with the running statistics and moves none.
+    let (out, mean, var) = if pass.mode == Mode::Train && count > 1 {
         let (out, mean, var) =
             ops::batch_norm(x, Some(&w), Some(&b), None, epsilon).map_err(fail)?;
         let moved = |running: &Tensor, batch: &Tensor, factor: f64| {

@@ -164,7 +164,8 @@ pub struct LayerInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Batch-norm uses the batch's statistics and moves the running ones; dropout drops.
+    /// Batch-norm uses the batch's statistics and moves the running ones; dropout drops. A batch with fewer
+    /// than two values a channel has no variance: it is normalised with the running statistics.
     Train,
     /// Batch-norm uses the running statistics; dropout passes all.
     Eval,
