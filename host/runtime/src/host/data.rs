@@ -162,6 +162,10 @@ impl log::Host for Guest {
             log::Level::Info => Level::Info,
             log::Level::Warn => Level::Warning,
         };
+        if level == Level::Warning {
+            // The SDK hands a panic's message over like this.
+            self.stderr_tail.clone_from(&text);
+        }
         self.say(level, text)
     }
 

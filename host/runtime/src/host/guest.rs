@@ -194,7 +194,7 @@ pub struct Guest {
     pub memory: Meter,
     /// Log text written so far.
     pub logged: u64,
-    /// The last lines written to standard error: a panic's message arrives there.
+    /// The last warning, or lines on standard error: a panic's message arrives there.
     pub stderr_tail: String,
     pending: [String; 2],
     clock: u64,

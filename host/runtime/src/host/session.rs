@@ -465,6 +465,7 @@ fn author_line(trace: &WasmBacktrace) -> Option<String> {
                 "espalier-sdk-",
                 "/cargo/registry/",
                 "/rust/deps/",
+                "wasisdk://",
             ];
             if foreign.iter().any(|part| file.contains(part))
                 || (line, symbol.column()) == (1, Some(1))

@@ -8,7 +8,7 @@
 use espalier_tensor::random;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{
-    Component, Linker, LinkerInstance, Resource, ResourceAny, ResourceType, Val,
+    Component, Linker, LinkerInstance, Resource, ResourceType, Val,
 };
 use wasmtime::{Engine, Result, StoreContextMut};
 
@@ -78,12 +78,19 @@ fn define(
             let interface = interface.split('@').next().unwrap_or(interface).to_string();
             let function = name.to_string();
             instance.func_new(name, move |mut store, _ty, arguments, results| {
-                let answer = answer(&mut store, &interface, &function, arguments);
-                // A borrowed resource has to be given back, whatever the answer is.
-                for argument in arguments {
+                // A borrowed resource has to be given back: the first by reading it, the others as they are.
+                let mut rest = arguments.iter();
+                let stream = match arguments.first() {
+                    Some(Val::Resource(r)) if !r.owned() => {
+                        rest.next();
+                        r.try_into_resource::<Wasi>(&mut store)?.rep()
+                    }
+                    _ => OTHER,
+                };
+                for argument in rest {
                     give_back(&mut store, argument)?;
                 }
-                if let Some(value) = answer?
+                if let Some(value) = answer(&mut store, &interface, &function, stream, arguments)?
                     && let Some(slot) = results.first_mut()
                 {
                     *slot = value;
@@ -109,17 +116,6 @@ fn own(store: &mut StoreContextMut<'_, Guest>, rep: u32) -> Result<Val> {
     ))
 }
 
-fn rep(store: &mut StoreContextMut<'_, Guest>, value: Option<&Val>) -> Result<u32> {
-    match value {
-        Some(Val::Resource(r)) => rep_of(store, *r),
-        _ => misuse("a WASI call without its stream"),
-    }
-}
-
-fn rep_of(store: &mut StoreContextMut<'_, Guest>, r: ResourceAny) -> Result<u32> {
-    Ok(r.try_into_resource::<Wasi>(&mut *store)?.rep())
-}
-
 fn ok(value: Option<Val>) -> Val {
     Val::Result(Ok(value.map(Box::new)))
 }
@@ -132,6 +128,7 @@ fn answer(
     store: &mut StoreContextMut<'_, Guest>,
     interface: &str,
     function: &str,
+    stream: u32,
     arguments: &[Val],
 ) -> Result<Option<Val>> {
     let call = function.rsplit('.').next().unwrap_or(function);
@@ -147,7 +144,6 @@ fn answer(
         ) => Val::Option(None),
         ("wasi:io/streams", "check-write") => ok(Some(Val::U64(64 << 10))),
         ("wasi:io/streams", "write" | "blocking-write-and-flush") => {
-            let stream = rep(store, arguments.first())?;
             if let Some(Val::List(bytes)) = arguments.get(1) {
                 let bytes: Vec<u8> = bytes
                     .iter()
