@@ -147,7 +147,7 @@ impl Diagnostic {
 /// Longest label that others are aligned to; a longer one moves its own text only.
 const LABEL_LIMIT: usize = 12;
 
-/// Longest line of a list of what is valid, in characters.
+/// Longest line of a sentence after its label, in characters.
 const LINE_LIMIT: usize = 96;
 
 /// Lines of at most `limit` characters, broken at spaces; a longer word has a line of its own.
@@ -195,8 +195,8 @@ impl fmt::Display for Diagnostic {
         write!(f, "error: {}", self.what)?;
         for (label, text) in &rows {
             write!(f, "\n  {label:width$}  ")?;
-            // Lists of what is valid can be long; other people's output is left as it is.
-            let limit = if *label == "expected" {
+            // Our own sentences are broken into lines; commands and what compilers printed stay whole.
+            let limit = if ["expected", "because", "meaning"].contains(label) {
                 LINE_LIMIT
             } else {
                 usize::MAX
