@@ -80,12 +80,13 @@ impl Tensor {
 
     /// Both. Of bool tensors.
     pub fn logical_and(&self, other: &Tensor) -> Tensor {
-        self.where_(other, 0.0)
+        // A number beside a bool tensor would become a float.
+        self.where_(other, &Tensor::full(&[], 0.0, Dtype::Bool))
     }
 
     /// Either. Of bool tensors.
     pub fn logical_or(&self, other: &Tensor) -> Tensor {
-        self.where_(1.0, other)
+        self.where_(&Tensor::full(&[], 1.0, Dtype::Bool), other)
     }
 
     /// Not. Of a bool tensor.
