@@ -54,6 +54,9 @@
 pub mod account;
 pub mod autograd;
 mod copy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod device;
 mod dtype;
 mod error;
 mod gemm;
@@ -69,6 +72,7 @@ mod storage;
 mod tensor;
 pub mod threads;
 
+pub use device::{Device, DeviceError};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use layout::MAX_RANK;

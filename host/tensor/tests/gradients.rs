@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 
 use common::{Domain, Rng, SHOWS, Show, shape, shown, store};
 use espalier_tensor::autograd::grad;
-use espalier_tensor::{DType, Result, Tensor, ops};
+use espalier_tensor::random::Key;
+use espalier_tensor::{DType, Result, Tensor, nn, ops};
 
 use Domain::{Any, Distinct, Positive, Unit};
 
@@ -217,8 +218,127 @@ fn core_cases() -> Vec<Case> {
     ]
 }
 
+/// Layer operations. `nn_gradients.rs` tries more geometries, and differentiates by the cotangent too.
+fn layer_cases() -> Vec<Case> {
+    const ONE: (usize, usize) = (1, 1);
+    const EPS: f64 = 1e-2;
+    vec![
+        case("conv2d", &[("n c 4 5", Any), ("o c 2 3", Any)], |x| {
+            ops::conv2d(&x[0], &x[1], ONE, (1, 0), ONE, 1)
+        }),
+        case(
+            "conv2d of groups",
+            &[("n 4 5 h", Any), ("6 2 3 1", Any)],
+            |x| ops::conv2d(&x[0], &x[1], (2, 1), (1, 1), (2, 1), 2),
+        ),
+        case(
+            "conv2d with bias",
+            &[("n c 3 4", Any), ("o c 2 2", Any), ("o", Any)],
+            |x| nn::conv2d(&x[0], &x[1], Some(&x[2]), ONE, (0, 0), ONE, 1),
+        ),
+        case("max_pool2d", &[("n 2 4 5", Distinct)], |x| {
+            nn::max_pool2d(&ops::exp(&x[0])?, (2, 2), (2, 2), (0, 0))
+        }),
+        case("max_pool2d, overlapping", &[("n 1 5 4", Distinct)], |x| {
+            nn::max_pool2d(&ops::exp(&x[0])?, (3, 2), (1, 2), (1, 1))
+        }),
+        case("avg_pool2d", &[("n c 4 5", Any)], |x| {
+            nn::avg_pool2d(&ops::exp(&x[0])?, (2, 3), (2, 1), (1, 0))
+        }),
+        case(
+            "batch_norm",
+            &[("4 c h", Any), ("c", Any), ("c", Any)],
+            |x| Ok(ops::batch_norm(&x[0], Some(&x[1]), Some(&x[2]), None, EPS)?.0),
+        ),
+        case("batch_norm of rows", &[("4 c", Any), ("c", Any)], |x| {
+            Ok(ops::batch_norm(&x[0], Some(&x[1]), None, None, EPS)?.0)
+        }),
+        case(
+            "batch_norm with statistics",
+            &[("n c h", Any), ("c", Any), ("c", Positive), ("c", Any)],
+            |x| Ok(ops::batch_norm(&x[0], None, Some(&x[3]), Some((&x[1], &x[2])), EPS)?.0),
+        ),
+        case("batch_norm's statistics", &[("4 c h", Any)], |x| {
+            let (y, mean, variance) = ops::batch_norm(&x[0], None, None, None, EPS)?;
+            let of_rows = ops::reshape(&ops::multiply(&mean, &variance)?, &[1, -1, 1])?;
+            ops::multiply(&y, &of_rows)
+        }),
+        case(
+            "layer_norm",
+            &[("a b 4", Any), ("4", Any), ("4", Any)],
+            |x| ops::layer_norm(&x[0], &[-1], Some(&x[1]), Some(&x[2]), EPS),
+        ),
+        case(
+            "layer_norm over other axes",
+            &[("3 b c", Any), ("3 c", Any)],
+            |x| ops::layer_norm(&x[0], &[2, 0], Some(&x[1]), None, EPS),
+        ),
+        case("softmax", &[("a b", Any)], |x| ops::softmax(&x[0], -1)),
+        case("softmax over a middle axis", &[("a b c", Any)], |x| {
+            ops::softmax(&x[0], 1)
+        }),
+        case("log_softmax", &[("a b", Any)], |x| {
+            ops::log_softmax(&x[0], 0)
+        }),
+        case("cross_entropy against classes", &[("a b", Any)], |x| {
+            let classes = indices(x[0].shape()[0], x[0].shape()[1]);
+            ops::cross_entropy(&x[0], &classes)
+        }),
+        case(
+            "cross_entropy against a distribution",
+            &[("a b c", Any), ("a b c", Positive)],
+            |x| ops::cross_entropy(&x[0], &x[1]),
+        ),
+        case(
+            "scaled_dot_product_attention",
+            &[("b t d", Any), ("b s d", Any), ("b s e", Any), ("t s", Any)],
+            |x| ops::scaled_dot_product_attention(&x[0], &x[1], &x[2], Some(&x[3]), false),
+        ),
+        case(
+            "causal attention of a batch over shared keys",
+            &[("b h t d", Any), ("s d", Any), ("h s e", Any)],
+            |x| ops::scaled_dot_product_attention(&x[0], &x[1], &x[2], None, true),
+        ),
+        case("attention of a tensor to itself", &[("t d", Any)], |x| {
+            ops::scaled_dot_product_attention(&x[0], &x[0], &x[0], None, true)
+        }),
+        case("linear", &[("a b i", Any), ("o i", Any), ("o", Any)], |x| {
+            nn::linear(&x[0], &x[1], Some(&x[2]))
+        }),
+        case("dropout", &[("a b", Any)], |x| {
+            nn::dropout(&ops::exp(&x[0])?, 0.3, &Key::new(&[5]))
+        }),
+        case("elu", &[("a b", Distinct)], |x| nn::elu(&x[0], 0.7)),
+        case("silu", &[("a b", Any)], |x| nn::silu(&x[0])),
+        case("hardtanh", &[("a b", Distinct)], |x| {
+            nn::hardtanh(&ops::multiply(&x[0], &x[0])?, -0.4, 0.6)
+        }),
+        case("group_sort", &[("a 6", Distinct)], |x| {
+            nn::group_sort(&ops::exp(&x[0])?, 3)
+        }),
+        case(
+            "lstm",
+            &[
+                ("n t f", Any),
+                ("8 f", Any),
+                ("8 2", Any),
+                ("8", Any),
+                ("8", Any),
+            ],
+            |x| nn::lstm(&x[0], &x[1], &x[2], Some(&x[3]), Some(&x[4])),
+        ),
+        case(
+            "rnn",
+            &[("n t f", Any), ("h f", Any), ("h h", Any), ("h", Any)],
+            |x| nn::rnn(&x[0], &x[1], &x[2], Some(&x[3]), None),
+        ),
+    ]
+}
+
 fn cases() -> Vec<Case> {
-    core_cases()
+    let mut cases = core_cases();
+    cases.extend(layer_cases());
+    cases
 }
 
 /// The leaves of one trial, how each is shown, and random weights that make the result one number.
