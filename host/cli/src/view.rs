@@ -220,31 +220,33 @@ impl Progress {
         }
     }
 
+    /// Most important first: a narrow terminal cuts the end off.
     fn words(&self) -> String {
-        let mut words = Vec::new();
-        words.push(match self.round {
+        let mut words = vec![match self.round {
             0 => format!("epoch {}", self.epoch + 1),
             round => format!("round {round} epoch {}", self.epoch + 1),
-        });
+        }];
+        let splits = ["validation", "test", "train"].into_iter();
+        let newest = splits
+            .filter_map(|split| Some((split, &self.metrics.get(split)?.1)))
+            .next();
+        if let Some((split, metrics)) = newest {
+            let shown = ["accuracy", "loss"].into_iter();
+            let shown = shown
+                .filter_map(|name| Some((name, *metrics.get(name)?)))
+                .next();
+            words
+                .extend(shown.map(|(name, value)| {
+                    format!("{split} {name} {}", output::metric(name, value))
+                }));
+        }
         words.extend(
             self.loss
                 .map(|loss| format!("loss {}", output::metric("loss", loss))),
         );
-        let split = ["validation", "test", "train"]
-            .into_iter()
-            .find_map(|split| Some((split, self.metrics.get(split)?)));
-        if let Some((split, (_, metrics))) = split {
-            let accuracy = metrics.get("accuracy").map(|value| ("accuracy", value));
-            let shown = accuracy.or(metrics.get("loss").map(|value| ("loss", value)));
-            words.extend(
-                shown.map(|(name, value)| {
-                    format!("{split} {name} {}", output::metric(name, *value))
-                }),
-            );
-        }
         words.extend(
             self.sparsity
-                .map(|sparsity| format!("sparsity {}", output::metric("sparsity", sparsity))),
+                .map(|value| format!("sparsity {}", output::metric("sparsity", value))),
         );
         words.extend(self.speed());
         words.join(" · ")
@@ -344,13 +346,13 @@ impl Observer for View {
 
 fn steps() -> ProgressStyle {
     // The template is fixed, so a fault in it shows in the first run; the plain style is good enough then.
-    ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {eta} left")
+    ProgressStyle::with_template("{bar:16} {pos}/{len}  {eta} left  {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━╸─")
 }
 
 fn spinner() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {msg}")
+    ProgressStyle::with_template("{spinner} {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
