@@ -36,7 +36,10 @@ fn fault(case: &Path, write: bool) -> Option<String> {
         .replace(workspace().to_str().unwrap(), "[workspace]");
     // Whether a plugin had to be built first says nothing about the error.
     let building = |line: &&str| line.starts_with("building plugin ") || line.starts_with("built ");
-    let said: String = said.split_inclusive('\n').filter(|line| !building(line)).collect();
+    let said: String = said
+        .split_inclusive('\n')
+        .filter(|line| !building(line))
+        .collect();
     let expected = case.join("error.txt");
     if write {
         fs::write(&expected, &said).unwrap();

@@ -892,6 +892,73 @@ error: `epochs` is out of range
         assert_eq!(names, ["linear2", "relu1", "linear1", "add1", "linear3"]);
     }
 
+    /// Bytes of a simple generator (Knuth's MMIX constants); the same in every run.
+    fn noise() -> impl FnMut(usize) -> usize {
+        let mut state = 1u64;
+        move |below| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_read_or_refused_and_never_panics() {
+        let mut noise = noise();
+        let words = [
+            "[", "]", "=", "\"", "{", "}", ",", "-1", "1e999", "inf", "é", "\n", ".", "[[a]]",
+            "0x", "\0",
+        ];
+        let mut refused = 0;
+        for _ in 0..3000 {
+            let mut text: Vec<char> = GOOD.chars().collect();
+            for _ in 0..1 + noise(3) {
+                let at = noise(text.len());
+                match noise(3) {
+                    0 => drop(text.drain(at..(at + 1 + noise(8)).min(text.len()))),
+                    1 => drop(text.splice(at..at, words[noise(words.len())].chars())),
+                    _ => text.truncate(at.max(1)),
+                }
+            }
+            let text: String = text.into_iter().collect();
+            if let Err(error) = read_with(&text, &Overrides::default()) {
+                refused += 1;
+                assert!(error.to_string().contains("x/run.toml"), "{error}");
+            }
+        }
+        assert!(refused > 1000, "{refused}");
+    }
+
+    #[test]
+    fn no_override_panics() {
+        let mut noise = noise();
+        let keys = [
+            "model", "layers", "0", "99", "trainer", "with", "pruner", "a", "", "schedule", "-1",
+            "é",
+        ];
+        let values = [
+            "",
+            "1",
+            "[]",
+            "{}",
+            "[[1]]",
+            "{ a = 1",
+            "\"",
+            "1979-05-27",
+            "nan",
+            "\n",
+            "[{ kind = 1 }]",
+        ];
+        for _ in 0..3000 {
+            let path: Vec<&str> = (0..1 + noise(5)).map(|_| keys[noise(keys.len())]).collect();
+            let (path, value) = (path.join("."), values[noise(values.len())]);
+            if let Err(error) = read_with(GOOD, &set(&path, value)) {
+                assert!(!error.what.is_empty(), "{path}={value}");
+            }
+        }
+    }
+
     #[test]
     fn the_reference_names_every_key() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/run-file.md");
