@@ -31,7 +31,7 @@ enum Predict {
 #[derive(Options)]
 struct Settings {
     /// Learning rate of Adam before the schedule.
-    #[option(default = 1e-3, min = 0, live)]
+    #[option(default = 3e-3, min = 0, live)]
     lr: f64,
     /// How the learning rate goes down over a round.
     #[option(default = Schedule::Constant)]
