@@ -1,3 +1,4 @@
+#![allow(unsafe_code)]
 //! Worker threads for kernels, and the one way in which kernels split work.
 //!
 //! Work is cut into blocks whose size depends on the problem alone, never on the number of threads, and
@@ -55,6 +56,32 @@ impl Pool {
     }
 }
 
+/// Calls `work(i)` for each `i` in `0..n`, on the current pool's threads.
+///
+/// The one place that instantiates rayon's machinery: kernels come as `dyn`, so that hundreds of them
+/// share one compiled copy. A call per block costs nothing beside the block.
+pub(crate) fn parallel(n: usize, work: &(dyn Fn(usize) + Sync)) {
+    (0..n).into_par_iter().for_each(work);
+}
+
+/// Whether work of `total` elements is worth more than one thread, and there is more than one.
+pub(crate) fn is_parallel(total: usize) -> bool {
+    total > SERIAL_LIMIT && rayon::current_num_threads() > 1
+}
+
+/// A pointer that may cross threads; whoever does that says why it is sound.
+struct Shared<E>(*mut E);
+
+// SAFETY: only `for_blocks` makes one, and each thread uses it for a block of its own.
+unsafe impl<E: Send> Sync for Shared<E> {}
+
+impl<E> Shared<E> {
+    /// The element at `i`. A method, so that closures capture the whole and not the bare pointer.
+    fn at(&self, i: usize) -> *mut E {
+        self.0.wrapping_add(i)
+    }
+}
+
 /// Calls `work(first, block)` for consecutive blocks of `out`, each `block` elements long (the last may
 /// be shorter), in parallel where `total` (a measure of the work, in elements) is large.
 pub(crate) fn for_blocks<E: Send>(
@@ -63,16 +90,22 @@ pub(crate) fn for_blocks<E: Send>(
     total: usize,
     work: impl Fn(usize, &mut [E]) + Sync,
 ) {
-    let block = block.max(1);
-    if total <= SERIAL_LIMIT || rayon::current_num_threads() == 1 {
+    let (block, len) = (block.max(1), out.len());
+    if len <= block || !is_parallel(total) {
         for (i, chunk) in out.chunks_mut(block).enumerate() {
             work(i * block, chunk);
         }
-    } else {
-        out.par_chunks_mut(block)
-            .enumerate()
-            .for_each(|(i, chunk)| work(i * block, chunk));
+        return;
     }
+    let base = Shared(out.as_mut_ptr());
+    parallel(len.div_ceil(block), &|i| {
+        let first = i * block;
+        // SAFETY: `parallel` calls each `i` once, blocks do not overlap and end within `out`, which is
+        // borrowed mutably until `parallel` has returned.
+        let chunk =
+            unsafe { std::slice::from_raw_parts_mut(base.at(first), block.min(len - first)) };
+        work(first, chunk);
+    });
 }
 
 /// Computes `work(range)` for consecutive ranges of `block` positions of `0..n`, in parallel where
@@ -84,14 +117,10 @@ pub(crate) fn map_ranges<R: Send>(
     work: impl Fn(Range<usize>) -> R + Sync,
 ) -> Vec<R> {
     let block = block.max(1);
-    let range = |i: usize| i * block..((i + 1) * block).min(n);
-    let blocks = n.div_ceil(block);
-    if total <= SERIAL_LIMIT || rayon::current_num_threads() == 1 {
-        (0..blocks).map(|i| work(range(i))).collect()
-    } else {
-        (0..blocks)
-            .into_par_iter()
-            .map(|i| work(range(i)))
-            .collect()
-    }
+    let mut results: Vec<Option<R>> = Vec::new();
+    results.resize_with(n.div_ceil(block), || None);
+    for_blocks(&mut results, 1, total, |i, slot| {
+        slot[0] = Some(work(i * block..((i + 1) * block).min(n)));
+    });
+    results.into_iter().flatten().collect()
 }

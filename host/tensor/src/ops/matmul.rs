@@ -5,14 +5,13 @@
 //! whose size depends on the shapes alone. So each element is summed in the same order on any number of
 //! threads.
 
-use rayon::prelude::*;
-
 use crate::autograd::record;
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, broadcast_shapes, broadcast_strides};
 use crate::ops::shape::{reshape_to, swap_axes};
 use crate::tensor::Tensor;
+use crate::threads::{SERIAL_LIMIT, for_blocks};
 
 /// The matrix product of the last two axes: [.., m, k] x [.., k, n] -> [.., m, n]; leading axes broadcast.
 ///
@@ -130,21 +129,13 @@ fn product<E: Element>(
             let right = item(index, b, &strides_b);
             multiply_into([out.len() / n, k, n], source_a, left, source_b, right, out);
         };
-        if work.saturating_mul(batch) <= SERIAL_WORK || rayon::current_num_threads() == 1 {
-            for (index, out) in out.chunks_exact_mut(m * n).enumerate() {
-                for (block, out) in out.chunks_mut(rows * n).enumerate() {
-                    one(index, block * rows, out);
-                }
-            }
-        } else {
-            out.par_chunks_exact_mut(m * n)
-                .enumerate()
-                .for_each(|(index, out)| {
-                    out.par_chunks_mut(rows * n)
-                        .enumerate()
-                        .for_each(|(block, out)| one(index, block * rows, out));
-                });
-        }
+        // In elements of work, as `for_blocks` measures it: a multiply-accumulate is a fraction of one.
+        let total = work.saturating_mul(batch) / (SERIAL_WORK / SERIAL_LIMIT);
+        for_blocks(out, m * n, total, |at, out| {
+            for_blocks(out, rows * n, total, |first, out| {
+                one(at / (m * n), first / n, out);
+            });
+        });
     })
 }
 
