@@ -85,7 +85,7 @@ impl Flow<'_> {
     }
 }
 
-type Rule = Box<dyn Fn(&Flow) -> Result<Gradients> + Send + Sync>;
+pub(crate) type Rule = Box<dyn Fn(&Flow) -> Result<Gradients> + Send + Sync>;
 
 /// A tensor's place in the graph.
 pub(crate) struct Node {
@@ -205,7 +205,10 @@ pub(crate) fn record(
     parents: &[&Tensor],
     rule: impl Fn(&Flow) -> Result<Gradients> + Send + Sync + 'static,
 ) -> Tensor {
-    attach(op, out, parents, false, rule)
+    if !tracks(parents) {
+        return out;
+    }
+    attach(op, out, nodes(parents), false, Box::new(rule))
 }
 
 /// As [`record`], for a rule that reads the result itself ([`Flow::output`]). Rules must not capture
@@ -216,7 +219,10 @@ pub(crate) fn record_keeping_output(
     parents: &[&Tensor],
     rule: impl Fn(&Flow) -> Result<Gradients> + Send + Sync + 'static,
 ) -> Tensor {
-    attach(op, out, parents, true, rule)
+    if !tracks(parents) {
+        return out;
+    }
+    attach(op, out, nodes(parents), true, Box::new(rule))
 }
 
 /// Whether [`record`] would record: lets an operation skip work that only its gradient needs.
@@ -224,35 +230,25 @@ pub(crate) fn tracks(parents: &[&Tensor]) -> bool {
     grad_enabled() && parents.iter().any(|p| p.requires_grad())
 }
 
-fn attach(
-    op: &'static str,
-    out: Tensor,
-    parents: &[&Tensor],
-    keep: bool,
-    rule: impl Fn(&Flow) -> Result<Gradients> + Send + Sync + 'static,
-) -> Tensor {
-    if !tracks(parents) {
-        return out;
-    }
-    let parents = parents.iter().map(|p| p.node().cloned()).collect();
-    record_nodes(op, out, parents, keep, rule)
+fn nodes(parents: &[&Tensor]) -> Vec<Option<Arc<Node>>> {
+    parents.iter().map(|p| p.node().cloned()).collect()
 }
 
-/// As [`record`], for operations that have looked for tracked parents themselves and may have sides
-/// that are not tensors.
-pub(crate) fn record_nodes(
+/// Attaches a node; the caller has found that some parent is tracked. Sides of an operation that are not
+/// tensors stand in `parents` as `None`.
+pub(crate) fn attach(
     op: &'static str,
     out: Tensor,
     parents: Vec<Option<Arc<Node>>>,
     keep: bool,
-    rule: impl Fn(&Flow) -> Result<Gradients> + Send + Sync + 'static,
+    rule: Rule,
 ) -> Tensor {
     if !out.dtype().is_float() {
         return out;
     }
     let body = Body {
         parents,
-        rule: Box::new(rule),
+        rule,
         output: keep.then(|| out.detach()),
         _count: NodeCount::take(),
     };

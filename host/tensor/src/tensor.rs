@@ -137,10 +137,11 @@ impl Tensor {
         shape: &[usize],
         fill: impl FnOnce(&mut [E]),
     ) -> Result<Tensor> {
-        Tensor::try_build(op, shape, |out| {
+        let (layout, mut storage) = blank::<E>(op, shape)?;
+        if let Some(out) = storage.slice_mut::<E>() {
             fill(out);
-            Ok(())
-        })
+        }
+        Ok(Tensor::of(storage, layout))
     }
 
     /// As [`build`](Tensor::build), for a kernel that can fail.
@@ -149,16 +150,20 @@ impl Tensor {
         shape: &[usize],
         fill: impl FnOnce(&mut [E]) -> Result<()>,
     ) -> Result<Tensor> {
-        let layout = Layout::dense(op, shape)?;
-        let mut storage = Storage::zeroed::<E>(op, layout.numel())?;
+        let (layout, mut storage) = blank::<E>(op, shape)?;
         if let Some(out) = storage.slice_mut::<E>() {
             fill(out)?;
         }
-        Ok(Tensor {
+        Ok(Tensor::of(storage, layout))
+    }
+
+    /// A new untracked tensor. Kept out of the generic functions above, of which there are hundreds.
+    fn of(storage: Storage, layout: Layout) -> Tensor {
+        Tensor {
             storage: Arc::new(storage),
             layout,
             node: None,
-        })
+        }
     }
 
     /// Sizes of the axes; empty for a scalar.
@@ -374,6 +379,14 @@ impl Tensor {
         copy_out(source, &self.layout, &mut out);
         Ok(out)
     }
+}
+
+/// A dense layout and its zeroed storage.
+#[inline(never)]
+fn blank<E: Element>(op: &'static str, shape: &[usize]) -> Result<(Layout, Storage)> {
+    let layout = Layout::dense(op, shape)?;
+    let storage = Storage::zeroed::<E>(op, layout.numel())?;
+    Ok((layout, storage))
 }
 
 impl fmt::Debug for Tensor {

@@ -7,9 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::autograd::{
-    Flow, Gradients, Node, grad_enabled, record, record_keeping_output, record_nodes,
-};
+use crate::autograd::{Flow, Gradients, Node, attach, grad_enabled, record, record_keeping_output};
 use crate::dtype::{DType, Element, with_element, with_float};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, Walk, broadcast_shapes, broadcast_strides};
@@ -387,7 +385,7 @@ fn record2(
     if !(grad_enabled() && (a.tracked() || b.tracked())) {
         return out;
     }
-    record_nodes(op, out, vec![a.node(), b.node()], false, rule)
+    attach(op, out, vec![a.node(), b.node()], false, Box::new(rule))
 }
 
 /// Evaluates a gradient only where it is wanted.
