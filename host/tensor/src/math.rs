@@ -235,7 +235,7 @@ pub(crate) fn exp_f32(x: f32) -> f32 {
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
     let power = |k: i32| f32::from_bits((k.wrapping_add(127) << 23) as u32);
-    e * power(half) * power(n - half)
+    e * power(half) * power(n.wrapping_sub(half))
 }
 
 /// tanh in single precision: an odd polynomial up to 0.625 (Cephes tanhf), 1 - 2 / (exp 2|x| + 1) above.

@@ -70,14 +70,14 @@ pub(crate) fn is_parallel(total: usize) -> bool {
 }
 
 /// A pointer that may cross threads; whoever does that says why it is sound.
-struct Shared<E>(*mut E);
+pub(crate) struct Shared<E>(pub(crate) *mut E);
 
-// SAFETY: only `for_blocks` makes one, and each thread uses it for a block of its own.
+// SAFETY: the pointer itself may be read by any thread; each use keeps to elements of its own.
 unsafe impl<E: Send> Sync for Shared<E> {}
 
 impl<E> Shared<E> {
     /// The element at `i`. A method, so that closures capture the whole and not the bare pointer.
-    fn at(&self, i: usize) -> *mut E {
+    pub(crate) fn at(&self, i: usize) -> *mut E {
         self.0.wrapping_add(i)
     }
 }

@@ -111,12 +111,16 @@ impl<A: Element, O: Element, M: Map2<A, O>> Kernel for Run2<'_, A, O, M> {
 /// Runs shorter than this are not worth a second function call.
 const SHORT: usize = 8;
 
-/// The tensor as loops should read it: a large one whose innermost axis jumps through memory is copied
-/// in tiles first, which costs less than reading it so.
-fn settled(op: &'static str, t: &Tensor) -> Result<Tensor> {
+/// What loops should read instead of `t`, if anything: a large tensor whose innermost axis jumps through
+/// memory is copied in tiles first, which costs less than reading it so.
+fn settled(op: &'static str, t: &Tensor) -> Result<Option<Tensor>> {
     const LARGE: usize = 4096;
     let jumps = t.numel() >= LARGE && t.layout().strides.last().is_some_and(|s| *s > 1);
-    if jumps { t.dense(op) } else { Ok(t.detach()) }
+    if jumps {
+        t.dense(op).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 /// `map` over every element.
@@ -125,7 +129,8 @@ pub(crate) fn map1<A: Element, O: Element, M: Map1<A, O>>(
     t: &Tensor,
     map: M,
 ) -> Result<Tensor> {
-    let t = &settled(op, t)?;
+    let copy = settled(op, t)?;
+    let t = copy.as_ref().unwrap_or(t);
     let source = t.storage_slice::<A>(op)?;
     let layout = t.layout();
     let walk = Walk::new(&layout.shape, [(&layout.strides, layout.offset)]);
@@ -153,13 +158,15 @@ pub(crate) fn map1<A: Element, O: Element, M: Map1<A, O>>(
 /// `map` over two operands broadcast to `shape`.
 pub(crate) fn map2<A: Element, O: Element, M: Map2<A, O>>(
     op: &'static str,
-    a: &Arg,
-    b: &Arg,
+    a: Side,
+    b: Side,
     shape: &[usize],
     map: M,
 ) -> Result<Tensor> {
     let (mut slot_a, mut slot_b) = ([A::default()], [A::default()]);
-    let (a, b) = (a.settled(op)?, b.settled(op)?);
+    let (copy_a, copy_b) = (a.settled(op)?, b.settled(op)?);
+    let a = copy_a.as_ref().map_or(a, Side::Tensor);
+    let b = copy_b.as_ref().map_or(b, Side::Tensor);
     let (source_a, strides_a, offset_a) = a.read::<A>(op, shape, &mut slot_a)?;
     let (source_b, strides_b, offset_b) = b.read::<A>(op, shape, &mut slot_b)?;
     let walk = Walk::new(shape, [(&strides_a, offset_a), (&strides_b, offset_b)]);
@@ -185,14 +192,14 @@ pub(crate) fn map2<A: Element, O: Element, M: Map2<A, O>>(
     })
 }
 
-/// An operand after promotion: owned, so that a gradient rule can keep it.
-#[derive(Clone)]
-pub(crate) enum Arg {
-    Tensor(Tensor),
+/// An operand after promotion, as a kernel reads it.
+#[derive(Clone, Copy)]
+pub(crate) enum Side<'a> {
+    Tensor(&'a Tensor),
     Scalar(f64),
 }
 
-impl Arg {
+impl Side<'_> {
     fn read<'a, E: Element>(
         &'a self,
         op: &'static str,
@@ -200,7 +207,7 @@ impl Arg {
         slot: &'a mut [E; 1],
     ) -> Result<(&'a [E], Dims, usize)> {
         match self {
-            Arg::Scalar(value) => {
+            Side::Scalar(value) => {
                 slot[0] = E::from_f64(*value);
                 let mut strides = Dims::empty();
                 for _ in shape {
@@ -208,64 +215,102 @@ impl Arg {
                 }
                 Ok((&slot[..], strides, 0))
             }
-            Arg::Tensor(t) => {
-                let strides = broadcast_strides(t.layout(), shape).ok_or_else(|| {
-                    Error::shape(op, "shapes do not broadcast", &[t.shape(), shape])
-                })?;
+            Side::Tensor(t) => {
+                let strides = broadcast_strides(t.layout(), shape)
+                    .ok_or_else(|| Error::shape(op, NO_BROADCAST, &[t.shape(), shape]))?;
                 Ok((t.storage_slice::<E>(op)?, strides, t.layout().offset))
             }
         }
     }
 
-    fn settled(&self, op: &'static str) -> Result<Arg> {
-        Ok(match self {
-            Arg::Tensor(t) => Arg::Tensor(settled(op, t)?),
-            Arg::Scalar(v) => Arg::Scalar(*v),
-        })
-    }
-
-    fn node(&self) -> Option<Arc<Node>> {
+    fn settled(&self, op: &'static str) -> Result<Option<Tensor>> {
         match self {
-            Arg::Tensor(t) => t.node().cloned(),
-            Arg::Scalar(_) => None,
-        }
-    }
-
-    fn tracked(&self) -> bool {
-        matches!(self, Arg::Tensor(t) if t.requires_grad())
-    }
-
-    fn as_operand(&self) -> Operand<'_> {
-        match self {
-            Arg::Tensor(t) => Operand::Tensor(t),
-            Arg::Scalar(v) => Operand::Scalar(*v),
+            Side::Tensor(t) => settled(op, t),
+            Side::Scalar(_) => Ok(None),
         }
     }
 }
 
-impl<'a> From<&'a Arg> for Operand<'a> {
-    fn from(arg: &'a Arg) -> Operand<'a> {
-        arg.as_operand()
-    }
+const NO_BROADCAST: &str = "shapes do not broadcast";
+
+/// An operand that a gradient rule keeps.
+#[derive(Clone)]
+enum Kept {
+    Tensor(Tensor),
+    Scalar(f64),
 }
 
-impl From<&Tensor> for Arg {
-    fn from(t: &Tensor) -> Arg {
-        Arg::Tensor(t.clone())
+impl<'a> From<&'a Kept> for Operand<'a> {
+    fn from(kept: &'a Kept) -> Operand<'a> {
+        match kept {
+            Kept::Tensor(t) => Operand::Tensor(t),
+            Kept::Scalar(v) => Operand::Scalar(*v),
+        }
     }
 }
 
 /// Two operands of one element type, and the shape they broadcast to.
-struct Pair {
-    a: Arg,
-    b: Arg,
+struct Pair<'a> {
+    sides: [Operand<'a>; 2],
+    /// A side that had to be converted, in place of the one given.
+    converted: [Option<Tensor>; 2],
     dtype: DType,
     shape: Dims,
 }
 
-/// Promotes and broadcasts. Bool beside another type becomes that type; bool beside a number becomes f32
-/// where `bools` is false, and stays bool where it is true (comparisons, selection).
-fn pair(op: &'static str, a: Operand, b: Operand, bools: bool) -> Result<Pair> {
+impl Pair<'_> {
+    fn side(&self, i: usize) -> Side<'_> {
+        match (&self.converted[i], self.sides[i]) {
+            (Some(t), _) => Side::Tensor(t),
+            (None, Operand::Tensor(t)) => Side::Tensor(t),
+            (None, Operand::Scalar(v)) => Side::Scalar(v),
+        }
+    }
+
+    fn a(&self) -> Side<'_> {
+        self.side(0)
+    }
+
+    fn b(&self) -> Side<'_> {
+        self.side(1)
+    }
+
+    fn keep(&self, i: usize) -> Kept {
+        match self.side(i) {
+            Side::Tensor(t) => Kept::Tensor(t.clone()),
+            Side::Scalar(v) => Kept::Scalar(v),
+        }
+    }
+
+    fn node(&self, i: usize) -> Option<&Arc<Node>> {
+        match self.side(i) {
+            Side::Tensor(t) => t.node(),
+            Side::Scalar(_) => None,
+        }
+    }
+
+    fn tracked(&self, i: usize) -> bool {
+        self.node(i).is_some()
+    }
+
+    /// Records `out` with the rule that `rule` makes; it is only made where it is needed.
+    fn record<R: Fn(&Flow) -> Result<Gradients> + Send + Sync + 'static>(
+        &self,
+        op: &'static str,
+        out: Tensor,
+        rule: impl FnOnce() -> R,
+    ) -> Tensor {
+        if !(grad_enabled() && (self.tracked(0) || self.tracked(1))) {
+            return out;
+        }
+        let parents = vec![self.node(0).cloned(), self.node(1).cloned()];
+        attach(op, out, parents, false, Box::new(rule()))
+    }
+}
+
+/// Promotes and broadcasts. Bool beside another type becomes that type, bool beside a number becomes f32.
+/// Two bools are refused unless `bools` says otherwise (comparisons, selection).
+fn pair<'a>(op: &'static str, a: Operand<'a>, b: Operand<'a>, bools: bool) -> Result<Pair<'a>> {
     let dtype = match (a, b) {
         (Operand::Tensor(x), Operand::Tensor(y)) => match (x.dtype(), y.dtype()) {
             (x, y) if x == y => x,
@@ -294,8 +339,8 @@ fn pair(op: &'static str, a: Operand, b: Operand, bools: bool) -> Result<Pair> {
             expected: "numbers; cast with astype",
         });
     }
-    let side = |operand: Operand| match operand {
-        Operand::Tensor(t) => Ok(Arg::Tensor(astype(t, dtype)?)),
+    let convert = |operand: Operand| match operand {
+        Operand::Tensor(t) if t.dtype() != dtype => astype(t, dtype).map(Some),
         Operand::Scalar(v) if dtype == DType::I64 && (v.fract() != 0.0 || !v.is_finite()) => {
             Err(Error::argument(
                 op,
@@ -304,18 +349,21 @@ fn pair(op: &'static str, a: Operand, b: Operand, bools: bool) -> Result<Pair> {
                 ),
             ))
         }
-        Operand::Scalar(v) => Ok(Arg::Scalar(v)),
+        _ => Ok(None),
     };
     let shape_of = |operand: Operand| match operand {
         Operand::Tensor(t) => t.layout().shape,
         Operand::Scalar(_) => Dims::empty(),
     };
     let (sa, sb) = (shape_of(a), shape_of(b));
-    let shape = broadcast_shapes(&sa, &sb)
-        .ok_or_else(|| Error::shape(op, "shapes do not broadcast", &[&sa, &sb]))?;
+    let shape = if sa == sb {
+        sa
+    } else {
+        broadcast_shapes(&sa, &sb).ok_or_else(|| Error::shape(op, NO_BROADCAST, &[&sa, &sb]))?
+    };
     Ok(Pair {
-        a: side(a)?,
-        b: side(b)?,
+        sides: [a, b],
+        converted: [convert(a)?, convert(b)?],
         dtype,
         shape,
     })
@@ -360,9 +408,9 @@ maps! {
 macro_rules! numeric {
     ($op:expr, $pair:expr, $map:expr) => {
         match $pair.dtype {
-            DType::F32 => map2::<f32, f32, _>($op, &$pair.a, &$pair.b, &$pair.shape, $map)?,
-            DType::F64 => map2::<f64, f64, _>($op, &$pair.a, &$pair.b, &$pair.shape, $map)?,
-            DType::I64 => map2::<i64, i64, _>($op, &$pair.a, &$pair.b, &$pair.shape, $map)?,
+            DType::F32 => map2::<f32, f32, _>($op, $pair.a(), $pair.b(), &$pair.shape, $map)?,
+            DType::F64 => map2::<f64, f64, _>($op, $pair.a(), $pair.b(), &$pair.shape, $map)?,
+            DType::I64 => map2::<i64, i64, _>($op, $pair.a(), $pair.b(), &$pair.shape, $map)?,
             DType::Bool => {
                 return Err(Error::DType {
                     op: $op,
@@ -372,20 +420,6 @@ macro_rules! numeric {
             }
         }
     };
-}
-
-/// Records a result of two operands.
-fn record2(
-    op: &'static str,
-    out: Tensor,
-    a: &Arg,
-    b: &Arg,
-    rule: impl Fn(&Flow) -> Result<Gradients> + Send + Sync + 'static,
-) -> Tensor {
-    if !(grad_enabled() && (a.tracked() || b.tracked())) {
-        return out;
-    }
-    attach(op, out, vec![a.node(), b.node()], false, Box::new(rule))
 }
 
 /// Evaluates a gradient only where it is wanted.
@@ -406,8 +440,8 @@ pub fn add<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<T
     const OP: &str = "add";
     let p = pair(OP, a.into(), b.into(), false)?;
     let out = numeric!(OP, p, Add);
-    Ok(record2(OP, out, &p.a, &p.b, |flow| {
-        Ok(vec![Some(flow.grad.clone()), Some(flow.grad.clone())])
+    Ok(p.record(OP, out, || {
+        |flow: &Flow| Ok(vec![Some(flow.grad.clone()), Some(flow.grad.clone())])
     }))
 }
 
@@ -456,11 +490,13 @@ pub fn subtract<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Res
     const OP: &str = "subtract";
     let p = pair(OP, a.into(), b.into(), false)?;
     let out = numeric!(OP, p, Subtract);
-    Ok(record2(OP, out, &p.a, &p.b, |flow| {
-        Ok(vec![
-            Some(flow.grad.clone()),
-            when(flow.needs(1), || negative(&flow.grad))?,
-        ])
+    Ok(p.record(OP, out, || {
+        |flow: &Flow| {
+            Ok(vec![
+                Some(flow.grad.clone()),
+                when(flow.needs(1), || negative(&flow.grad))?,
+            ])
+        }
     }))
 }
 
@@ -472,14 +508,16 @@ pub fn multiply<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Res
     const OP: &str = "multiply";
     let p = pair(OP, a.into(), b.into(), false)?;
     let out = numeric!(OP, p, Multiply);
-    let keep_a = p.b.tracked().then(|| p.a.clone());
-    let keep_b = p.a.tracked().then(|| p.b.clone());
-    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
-        let product = |i: usize, other: &Option<Arg>| match other {
-            Some(other) if flow.needs(i) => multiply(&flow.grad, other).map(Some),
-            _ => Ok(None),
-        };
-        Ok(vec![product(0, &keep_b)?, product(1, &keep_a)?])
+    Ok(p.record(OP, out, || {
+        let keep_a = p.tracked(1).then(|| p.keep(0));
+        let keep_b = p.tracked(0).then(|| p.keep(1));
+        move |flow: &Flow| {
+            let product = |i: usize, other: &Option<Kept>| match other {
+                Some(other) if flow.needs(i) => multiply(&flow.grad, other).map(Some),
+                _ => Ok(None),
+            };
+            Ok(vec![product(0, &keep_b)?, product(1, &keep_a)?])
+        }
     }))
 }
 
@@ -490,17 +528,19 @@ pub fn multiply<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Res
 pub fn divide<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
     const OP: &str = "divide";
     let p = pair(OP, a.into(), b.into(), false)?;
-    let out = with_float!(OP, p.dtype, E => map2::<E, E, _>(OP, &p.a, &p.b, &p.shape, Divide)?);
-    let keep_a = p.b.tracked().then(|| p.a.clone());
-    let b = p.b.clone();
-    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
-        let by_b = divide(&flow.grad, &b)?;
-        let to_b = match &keep_a {
-            // d(a / b) = -(g / b) (a / b)
-            Some(a) if flow.needs(1) => Some(negative(&multiply(&by_b, &divide(a, &b)?)?)?),
-            _ => None,
-        };
-        Ok(vec![flow.needs(0).then_some(by_b), to_b])
+    let out = with_float!(OP, p.dtype, E => map2::<E, E, _>(OP, p.a(), p.b(), &p.shape, Divide)?);
+    Ok(p.record(OP, out, || {
+        let keep_a = p.tracked(1).then(|| p.keep(0));
+        let b = p.keep(1);
+        move |flow: &Flow| {
+            let by_b = divide(&flow.grad, &b)?;
+            let to_b = match &keep_a {
+                // d(a / b) = -(g / b) (a / b)
+                Some(a) if flow.needs(1) => Some(negative(&multiply(&by_b, &divide(a, &b)?)?)?),
+                _ => None,
+            };
+            Ok(vec![flow.needs(0).then_some(by_b), to_b])
+        }
     }))
 }
 
@@ -512,9 +552,9 @@ pub fn maximum<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Resu
     const OP: &str = "maximum";
     let p = pair(OP, a.into(), b.into(), false)?;
     let out = numeric!(OP, p, Maximum);
-    let (a, b) = (p.a.clone(), p.b.clone());
-    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
-        choose(flow, &less(&a, &b)?)
+    Ok(p.record(OP, out, || {
+        let (a, b) = (p.keep(0), p.keep(1));
+        move |flow: &Flow| choose(flow, &less(&a, &b)?)
     }))
 }
 
@@ -526,9 +566,9 @@ pub fn minimum<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Resu
     const OP: &str = "minimum";
     let p = pair(OP, a.into(), b.into(), false)?;
     let out = numeric!(OP, p, Minimum);
-    let (a, b) = (p.a.clone(), p.b.clone());
-    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
-        choose(flow, &less(&b, &a)?)
+    Ok(p.record(OP, out, || {
+        let (a, b) = (p.keep(0), p.keep(1));
+        move |flow: &Flow| choose(flow, &less(&b, &a)?)
     }))
 }
 
@@ -567,7 +607,7 @@ impl<E: Element> Map2<E, bool> for Less {
 pub fn equal<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
     const OP: &str = "equal";
     let p = pair(OP, a.into(), b.into(), true)?;
-    with_element!(p.dtype, E => map2::<E, bool, _>(OP, &p.a, &p.b, &p.shape, Equal))
+    with_element!(p.dtype, E => map2::<E, bool, _>(OP, p.a(), p.b(), &p.shape, Equal))
 }
 
 /// Whether a < b; false beside NaN. A bool tensor.
@@ -577,7 +617,7 @@ pub fn equal<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result
 pub fn less<'a>(a: impl Into<Operand<'a>>, b: impl Into<Operand<'a>>) -> Result<Tensor> {
     const OP: &str = "less";
     let p = pair(OP, a.into(), b.into(), true)?;
-    with_element!(p.dtype, E => map2::<E, bool, _>(OP, &p.a, &p.b, &p.shape, Less))
+    with_element!(p.dtype, E => map2::<E, bool, _>(OP, p.a(), p.b(), &p.shape, Less))
 }
 
 struct Select<'a, E> {
@@ -654,25 +694,27 @@ pub fn where_<'a>(
             &[cond.shape(), &p.shape],
         )
     })?;
-    let out = with_element!(p.dtype, E => select::<E>(OP, cond, &p.a, &p.b, &shape)?);
-    let cond = cond.clone();
-    Ok(record2(OP, out, &p.a, &p.b, move |flow| {
-        Ok(vec![
-            when(flow.needs(0), || where_(&cond, &flow.grad, 0.0))?,
-            when(flow.needs(1), || where_(&cond, 0.0, &flow.grad))?,
-        ])
+    let out = with_element!(p.dtype, E => select::<E>(OP, cond, p.a(), p.b(), &shape)?);
+    Ok(p.record(OP, out, || {
+        let cond = cond.clone();
+        move |flow: &Flow| {
+            Ok(vec![
+                when(flow.needs(0), || where_(&cond, &flow.grad, 0.0))?,
+                when(flow.needs(1), || where_(&cond, 0.0, &flow.grad))?,
+            ])
+        }
     }))
 }
 
 fn select<E: Element>(
     op: &'static str,
     cond: &Tensor,
-    a: &Arg,
-    b: &Arg,
+    a: Side,
+    b: Side,
     shape: &[usize],
 ) -> Result<Tensor> {
     let (mut slot_a, mut slot_b, mut slot_c) = ([E::default()], [E::default()], [false]);
-    let cond = Arg::from(cond);
+    let cond = Side::Tensor(cond);
     let (source_c, strides_c, offset_c) = cond.read::<bool>(op, shape, &mut slot_c)?;
     let (source_a, strides_a, offset_a) = a.read::<E>(op, shape, &mut slot_a)?;
     let (source_b, strides_b, offset_b) = b.read::<E>(op, shape, &mut slot_b)?;
@@ -777,8 +819,8 @@ pub(crate) fn slope<M: Map2<f32, f32> + Map2<f64, f64>>(
     let gradient = if grad_enabled() {
         expression()?
     } else {
-        let (a, b) = (Arg::from(grad), Arg::from(saved));
-        with_float!(op, grad.dtype(), E => map2::<E, E, _>(op, &a, &b, grad.shape(), fused)?)
+        let (a, b) = (Side::Tensor(grad), Side::Tensor(saved));
+        with_float!(op, grad.dtype(), E => map2::<E, E, _>(op, a, b, grad.shape(), fused)?)
     };
     Ok(vec![Some(gradient)])
 }

@@ -1,8 +1,8 @@
 #![allow(unsafe_code)]
 //! Matrix products through `gemm`, which reads strided operands: transposes are never copied.
 //!
-//! `gemm` is called on one thread each time; the work is split here, over batch items and blocks of rows
-//! whose size depends on the shapes alone. So each element is summed in the same order on any number of
+//! `gemm` is called on one thread each time; the work is split here, over batch items and tiles of the
+//! output whose size depends on the shapes alone. So each element is summed in the same order on any number of
 //! threads.
 
 use crate::autograd::record;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::layout::{Dims, broadcast_shapes, broadcast_strides};
 use crate::ops::shape::{reshape_to, swap_axes};
 use crate::tensor::Tensor;
-use crate::threads::{SERIAL_LIMIT, for_blocks};
+use crate::threads::{Shared, is_parallel, parallel};
 
 /// The matrix product of the last two axes: [.., m, k] x [.., k, n] -> [.., m, n]; leading axes broadcast.
 ///
@@ -72,9 +72,6 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }))
 }
 
-/// Multiply-accumulates up to which a product runs on the calling thread alone.
-const SERIAL_WORK: usize = 64 * 64 * 64;
-
 /// One matrix of a batch, as `gemm` reads it.
 #[derive(Clone, Copy)]
 struct Matrix {
@@ -117,53 +114,107 @@ fn product<E: Element>(
             column: strides[lead.len() + 1],
         }
     };
+    let tile = tile(m, k, n);
+    let (down, across) = (m.div_ceil(tile.rows), n.div_ceil(tile.columns));
     Tensor::build::<E>(op, shape, |out| {
         if out.is_empty() || k == 0 {
             return;
         }
-        let work = m * n * k;
-        let rows = row_block(m, n, k);
-        let one = |index: usize, first: usize, out: &mut [E]| {
+        let base = Shared(out.as_mut_ptr());
+        let one = |task: usize| {
+            let (index, part) = (task / (down * across), task % (down * across));
+            let (row, column) = (part / across * tile.rows, part % across * tile.columns);
+            let (rows, columns) = (tile.rows.min(m - row), tile.columns.min(n - column));
             let mut left = item(index, a, &strides_a);
-            left.offset += first * left.row;
-            let right = item(index, b, &strides_b);
-            multiply_into([out.len() / n, k, n], source_a, left, source_b, right, out);
+            left.offset += row * left.row;
+            let mut right = item(index, b, &strides_b);
+            right.offset += column * right.column;
+            let target = base.at(index * m * n + row * n + column);
+            multiply_into(
+                [rows, k, columns],
+                source_a,
+                left,
+                source_b,
+                right,
+                Target { at: target, row: n },
+            );
         };
-        // In elements of work, as `for_blocks` measures it: a multiply-accumulate is a fraction of one.
-        let total = work.saturating_mul(batch) / (SERIAL_WORK / SERIAL_LIMIT);
-        for_blocks(out, m * n, total, |at, out| {
-            for_blocks(out, rows * n, total, |first, out| {
-                one(at / (m * n), first / n, out);
+        let tasks = batch * down * across;
+        if tasks > 1 && is_parallel(m.saturating_mul(n).saturating_mul(k).saturating_mul(batch) / 8)
+        {
+            // Small items go to threads several at a time.
+            let together = (TASK_WORK / tile.work(k)).max(1);
+            parallel(tasks.div_ceil(together), &|group| {
+                for task in group * together..((group + 1) * together).min(tasks) {
+                    one(task);
+                }
             });
-        });
+        } else {
+            for task in 0..tasks {
+                one(task);
+            }
+        }
     })
 }
 
-/// Rows of the left operand that one call of `gemm` takes, by the size of the problem alone.
-fn row_block(m: usize, n: usize, k: usize) -> usize {
-    if m.saturating_mul(n).saturating_mul(k) <= SERIAL_WORK {
-        return m;
-    }
-    128
+/// Multiply-accumulates worth handing to a thread.
+const TASK_WORK: usize = 1 << 18;
+
+/// Part of one product that one call of `gemm` makes.
+struct Tile {
+    rows: usize,
+    columns: usize,
 }
 
-/// out = a b, where `out` is dense row-major [m, n].
+impl Tile {
+    fn work(&self, k: usize) -> usize {
+        let area = self.rows.saturating_mul(self.columns);
+        area.saturating_mul(k).max(1)
+    }
+}
+
+/// How a product is cut, by its sizes alone: into tiles of at most 256 by 256, since `gemm` packs its
+/// operands anew for each tile and the packing must stay small beside the arithmetic; and into at least
+/// four where the arithmetic is worth it.
+fn tile(m: usize, k: usize, n: usize) -> Tile {
+    let halve = |x: usize| x.div_ceil(2).next_multiple_of(16);
+    let (mut rows, mut columns) = (m.clamp(1, 256), n.clamp(1, 256));
+    while m.div_ceil(rows) * n.div_ceil(columns) < 4
+        && rows.saturating_mul(columns).saturating_mul(k) > 4 * TASK_WORK
+        && rows.max(columns) > 32
+    {
+        if rows > columns {
+            rows = halve(rows);
+        } else {
+            columns = halve(columns);
+        }
+    }
+    Tile { rows, columns }
+}
+
+/// Where one tile of the output goes: rows of dense elements, `row` apart.
+#[derive(Clone, Copy)]
+struct Target<E> {
+    at: *mut E,
+    row: usize,
+}
+
+/// out = a b for one tile. The tile must lie in an output that no other thread touches there.
 fn multiply_into<E: Element>(
     [m, k, n]: [usize; 3],
     a: &[E],
     left: Matrix,
     b: &[E],
     right: Matrix,
-    out: &mut [E],
+    out: Target<E>,
 ) {
-    debug_assert_eq!(out.len(), m * n);
     // The last element each operand is read at lies in its storage: a checked index instead of trust.
     let _ = &a[left.offset + (m - 1) * left.row + (k - 1) * left.column];
     let _ = &b[right.offset + (k - 1) * right.row + (n - 1) * right.column];
     match E::DTYPE {
         // SAFETY: `E` is the named type, so zero and one are its zero and one; reads stay within `a` and
-        // `b` (strides are not negative, and the farthest elements were just indexed), writes within
-        // `out`, which nothing else borrows.
+        // `b` (strides are not negative, and the farthest elements were just indexed); writes stay within
+        // the tile, and tiles of one output do not overlap.
         DType::F32 => unsafe {
             run(
                 [m, k, n],
@@ -171,7 +222,8 @@ fn multiply_into<E: Element>(
                 left,
                 b.as_ptr().cast::<f32>(),
                 right,
-                out.as_mut_ptr().cast::<f32>(),
+                out.at.cast::<f32>(),
+                out.row,
                 [0.0, 1.0],
             );
         },
@@ -183,7 +235,8 @@ fn multiply_into<E: Element>(
                 left,
                 b.as_ptr().cast::<f64>(),
                 right,
-                out.as_mut_ptr().cast::<f64>(),
+                out.at.cast::<f64>(),
+                out.row,
                 [0.0, 1.0],
             );
         },
@@ -193,6 +246,7 @@ fn multiply_into<E: Element>(
 
 /// # Safety
 /// `a`, `b` and `out` must be valid for the elements that the sizes and strides address.
+#[allow(clippy::too_many_arguments)]
 unsafe fn run<T: 'static>(
     [m, k, n]: [usize; 3],
     a: *const T,
@@ -200,6 +254,7 @@ unsafe fn run<T: 'static>(
     b: *const T,
     right: Matrix,
     out: *mut T,
+    out_row: usize,
     [zero, one]: [T; 2],
 ) {
     // SAFETY: passed on from the caller; offsets stay within the same storages.
@@ -210,7 +265,7 @@ unsafe fn run<T: 'static>(
             k,
             out,
             1,
-            n as isize,
+            out_row as isize,
             false,
             a.add(left.offset),
             left.column as isize,
