@@ -141,6 +141,9 @@ fn describe(found: &Found) -> String {
         ["file".into(), found.file.display().to_string()],
     ];
     if let Some(entry) = &found.registry {
+        if entry.version != plugin.version {
+            rows.push(["registry says".into(), format!("version {}", entry.version)]);
+        }
         rows.push(["licence".into(), entry.licence.clone()]);
         rows.extend(entry.paper.clone().map(|paper| ["paper".into(), paper]));
     }

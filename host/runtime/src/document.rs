@@ -28,6 +28,9 @@ pub(crate) struct Item {
     pub origin: Origin,
 }
 
+/// Most keys in the path of a `--set`; a run file has no table that deep.
+const DEEPEST: usize = 16;
+
 /// What TOML can say. Integers are kept wide so that a range check can name the number.
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
@@ -134,7 +137,7 @@ impl Document {
     /// `flag` is what was typed, for messages.
     pub fn set(&mut self, path: &str, text: &str, flag: &str) -> Result<(), Diagnostic> {
         let keys: Vec<&str> = path.split('.').map(str::trim).collect();
-        if keys.iter().any(|key| key.is_empty()) {
+        if keys.len() > DEEPEST || keys.iter().any(|key| key.is_empty()) {
             let error = Diagnostic::new(format!("`{path}` is not a path of keys")).at(flag);
             return Err(error.expected("--set table.key=value"));
         }

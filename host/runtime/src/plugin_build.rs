@@ -57,7 +57,13 @@ pub fn build<'a>(
         built.push((*name, cargo_build(name, &package, &mut say)?));
     }
     if said {
-        let text = format!("built {}", names.join(", "));
+        let new = built.iter().filter(|(_, built)| !built.fresh);
+        let new: Vec<&str> = new.map(|(name, _)| *name).collect();
+        let text = if new.is_empty() {
+            "plugins are up to date".into()
+        } else {
+            format!("built {}", new.join(", "))
+        };
         progress(&Building {
             plugins: names,
             stage: BuildStage::Done,

@@ -687,6 +687,7 @@ fn option_value(field: &Field<'_, '_>) -> Option<OptionValue> {
         },
         Value::Float(value) => OptionValue::Float(*value),
         Value::Text(text) => OptionValue::Text(text.clone()),
+        Value::Array(items) if items.is_empty() => OptionValue::Floats(Vec::new()),
         Value::Array(_) => OptionValue::Floats(field.numbers()?),
         Value::Date(_) | Value::Table(_) => {
             let error = Diagnostic::new("an option cannot hold this");
@@ -722,7 +723,7 @@ layers = [
 epochs = 40
 [trainer]
 plugin = "backprop"
-with = { optimizer = "adam", lr = 1e-3, steps = 3, decay = [1, 0.5], nesterov = true }
+with = { optimizer = "adam", lr = 1e-3, steps = 3, decay = [1, 0.5], none = [], nesterov = true }
 limits = { memory = "1.5 MiB", handles = 10, call = "250 ms" }
 on-failure = "restart"
 [[pruner]]
@@ -783,6 +784,7 @@ on-failure = "skip"
             trainer.options["decay"],
             OptionValue::Floats(vec![1.0, 0.5])
         );
+        assert_eq!(trainer.options["none"], OptionValue::Floats(vec![]));
         assert_eq!(trainer.option_places["lr"], "x/run.toml:22");
         let slots: Vec<(Slot, OnFailure)> = plan
             .plugins
