@@ -48,3 +48,8 @@ pub use parameters::ParameterSet;
 pub use run::{Directive, Error, Event, EventKind, RunInfo, StepInfo, StepReport};
 pub use slots::{Pruner, Trainer};
 pub use tensor::{Dtype, Tensor};
+
+/// The examples of the guide compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/writing-a-plugin.md")]
+struct WritingAPlugin;
