@@ -27,6 +27,12 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Out {
             return unsafe { wide(kernel) };
         }
     }
+    narrow(kernel)
+}
+
+/// Runs a loop in its ordinary version: for runs too short to be worth the choice.
+#[inline(never)]
+pub(crate) fn narrow<K: Kernel>(kernel: K) -> K::Out {
     kernel.run()
 }
 

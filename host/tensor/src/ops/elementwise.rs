@@ -146,7 +146,7 @@ pub(crate) fn map1<A: Element, O: Element, M: Map1<A, O>>(
                     map,
                 };
                 if len < SHORT {
-                    run.run()
+                    simd::narrow(run)
                 } else {
                     simd::dispatch(run)
                 }
@@ -183,7 +183,7 @@ pub(crate) fn map2<A: Element, O: Element, M: Map2<A, O>>(
                     map,
                 };
                 if len < SHORT {
-                    run.run()
+                    simd::narrow(run)
                 } else {
                     simd::dispatch(run)
                 }
@@ -739,7 +739,7 @@ fn select<E: Element>(
                     out: &mut chunk[at - first..at - first + len],
                 };
                 if len < SHORT {
-                    run.run()
+                    simd::narrow(run)
                 } else {
                     simd::dispatch(run)
                 }
