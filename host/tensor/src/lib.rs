@@ -63,6 +63,7 @@ mod gemm;
 mod lanes;
 mod layout;
 mod math;
+mod memory;
 pub mod nn;
 pub mod ops;
 pub mod optim;

@@ -63,7 +63,10 @@ stored!(f32 => F32, f64 => F64, i64 => I64, bool => Bool);
 
 fn device() -> &'static Cpu {
     static DEVICE: std::sync::OnceLock<Cpu> = std::sync::OnceLock::new();
-    DEVICE.get_or_init(Cpu::default)
+    DEVICE.get_or_init(|| {
+        crate::memory::keep_freed_blocks();
+        Cpu::default()
+    })
 }
 
 impl Storage {
