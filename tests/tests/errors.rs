@@ -35,7 +35,15 @@ fn fault(case: &Path, write: bool) -> Option<String> {
         .unwrap()
         .replace(workspace().to_str().unwrap(), "[workspace]");
     // Whether a plugin had to be built first says nothing about the error.
-    let building = |line: &&str| line.starts_with("building plugin ") || line.starts_with("built ") || line.starts_with("plugins are ");
+    let building = |line: &&str| {
+        let words = [
+            "building plugin ",
+            "built ",
+            "plugins are ",
+            "waiting for another cargo",
+        ];
+        words.iter().any(|word| line.starts_with(word))
+    };
     let said: String = said
         .split_inclusive('\n')
         .filter(|line| !building(line))

@@ -56,10 +56,15 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     rows.iter().map(render).collect::<Vec<_>>().join("\n")
 }
 
-/// Breaks words into lines of at most `width` characters; a longer word has a line of its own.
+/// Breaks text into lines of at most `width` characters; a longer word has a line of its own.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    wrap_words(text.split(' '), width)
+}
+
+/// The same for words that may hold spaces, and stay whole.
+pub fn wrap_words<'a>(words: impl IntoIterator<Item = &'a str>, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split(' ') {
+    for word in words {
         match lines.last_mut() {
             Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
                 line.push(' ');
@@ -168,5 +173,6 @@ mod tests {
     fn long_text_is_broken_between_words() {
         assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
         assert_eq!(wrap("long-word b", 4), ["long-word", "b"]);
+        assert_eq!(wrap_words(["a = 1,", "b = 2"], 8), ["a = 1,", "b = 2"]);
     }
 }

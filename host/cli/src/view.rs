@@ -409,11 +409,14 @@ fn composition_lines(run: &Composition) -> Vec<String> {
                 plugin.name, plugin.version
             ),
         ));
-        let option = |(name, value): &(String, _)| format!("{name} = {}", options::show(value));
-        let options: Vec<String> = plugin.options.iter().map(option).collect();
-        if !options.is_empty() {
-            rows.push((String::new(), options.join(", ")));
-        }
+        let last = plugin.options.len().saturating_sub(1);
+        let option = |(index, (name, value)): (usize, &(String, _))| {
+            let comma = if index == last { "" } else { "," };
+            format!("{name} = {}{comma}", options::show(value))
+        };
+        let options: Vec<String> = plugin.options.iter().enumerate().map(option).collect();
+        let lines = output::wrap_words(options.iter().map(String::as_str), WIDTH);
+        rows.extend(lines.into_iter().map(|line| (String::new(), line)));
     }
     let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
     let mut lines = vec![format!("{}  seed {}, {threads}", run.name, run.seed)];

@@ -229,7 +229,14 @@ fn cargo_build(
                     format!("building plugin {name}: {}", without_path(crate_name)),
                 );
             }
-            Some(("Downloading" | "Updating" | "Locking" | "Blocking", _)) => {
+            Some(("Blocking", what)) => {
+                let what = what.trim_start_matches("waiting for ");
+                say(
+                    BuildStage::Compiling,
+                    format!("waiting for another cargo: {what}"),
+                );
+            }
+            Some(("Downloading" | "Updating" | "Locking", _)) => {
                 say(
                     BuildStage::Compiling,
                     format!("building plugin {name}: {}", line.trim().to_lowercase()),
