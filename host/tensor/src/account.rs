@@ -134,6 +134,23 @@ impl Charge {
     }
 }
 
+/// Refuses what could never be charged, because it alone is above the current account's limit; charges
+/// nothing.
+pub(crate) fn fits_limit(op: &'static str, bytes: u64) -> Result<()> {
+    match Account::current() {
+        Some(account) => match account.0.limit {
+            Some(limit) if bytes > limit => Err(Error::Budget {
+                op,
+                asked: bytes,
+                used: account.used_bytes(),
+                limit,
+            }),
+            _ => Ok(()),
+        },
+        None => Ok(()),
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
         if let Some(Account(counts)) = &self.account {

@@ -1,6 +1,7 @@
 //! Scalar functions for both float types, written so that loops over them vectorise.
 
 use crate::dtype::Element;
+use crate::lanes::Real as _;
 
 /// Arithmetic common to f32, f64 and i64. Integers wrap on overflow.
 pub(crate) trait Number: Element {
@@ -120,7 +121,7 @@ impl Real for f64 {
     const ONE: f64 = 1.0;
     #[inline(always)]
     fn exp(self) -> f64 {
-        f64::exp(self)
+        self.fast_exp()
     }
     #[inline(always)]
     fn exp_m1(self) -> f64 {
@@ -152,7 +153,7 @@ impl Real for f64 {
     }
     #[inline(always)]
     fn tanh(self) -> f64 {
-        f64::tanh(self)
+        self.fast_tanh()
     }
     #[inline(always)]
     fn erf(self) -> f64 {
@@ -166,7 +167,7 @@ impl Real for f32 {
     const ONE: f32 = 1.0;
     #[inline(always)]
     fn exp(self) -> f32 {
-        exp_f32(self)
+        self.fast_exp()
     }
     #[inline(always)]
     fn exp_m1(self) -> f32 {
@@ -198,59 +199,12 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn tanh(self) -> f32 {
-        tanh_f32(self)
+        self.fast_tanh()
     }
     #[inline(always)]
     fn erf(self) -> f32 {
         erf_f32(self)
     }
-}
-
-/// exp in single precision: x = n ln 2 + r with |r| <= ln 2 / 2 (two-part ln 2, as in Cephes expf),
-/// exp r by a polynomial of degree 6, times 2^n in two steps so that subnormal results are rounded once.
-/// At most about 1 unit in the last place from the true value.
-#[inline(always)]
-pub(crate) fn exp_f32(x: f32) -> f32 {
-    const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts, the first with few digits so that n times it is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-    const ROUND: f32 = 12_582_912.0;
-    // Past these the result is infinity or zero anyway; NaN passes through both comparisons.
-    let clamped = if x > 89.0 { 89.0 } else { x };
-    let clamped = if clamped < -104.5 { -104.5 } else { clamped };
-    let shifted = clamped * LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    let mut p = 1.987_569_1e-4_f32;
-    p = p * r + 1.398_2e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 0.5;
-    let e = (p * r) * r + r + 1.0;
-    // 2^n as a product of two powers that are both normal numbers.
-    // The low bits of `shifted` are n: cheaper than a conversion, and garbage for NaN does no harm below.
-    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
-    let half = n >> 1;
-    let power = |k: i32| f32::from_bits((k.wrapping_add(127) << 23) as u32);
-    e * power(half) * power(n.wrapping_sub(half))
-}
-
-/// tanh in single precision: an odd polynomial up to 0.625 (Cephes tanhf), 1 - 2 / (exp 2|x| + 1) above.
-/// About 2 units in the last place.
-#[inline(always)]
-pub(crate) fn tanh_f32(x: f32) -> f32 {
-    let a = x.abs();
-    let z = x * x;
-    let mut p = -5.704_988_7e-3 * z + 2.063_909e-2;
-    p = p * z - 5.373_971_6e-2;
-    p = p * z + 1.333_144_2e-1;
-    p = p * z - 3.333_328e-1;
-    let near = (p * z) * x + x;
-    let far = (1.0 - 2.0 / (exp_f32(a + a) + 1.0)).copysign(x);
-    if a < 0.625 { near } else { far }
 }
 
 /// The error function in single precision: a polynomial below 475/512, 1 - exp(polynomial) above (after
@@ -268,7 +222,7 @@ pub(crate) fn erf_f32(x: f32) -> f32 {
     r = r * t - t;
     // Past t = 4 the result is 1 to the last bit; the bound keeps the polynomial from overflowing.
     let r = if t > 4.0 { -90.0 } else { r };
-    let far = (1.0 - exp_f32(r)).copysign(x);
+    let far = (1.0 - r.fast_exp()).copysign(x);
     let mut p = -5.967_617e-4 * s + 4.991_194_2e-3;
     p = p * s - 2.676_813_5e-2;
     p = p * s + 1.128_199_3e-1;
@@ -276,4 +230,23 @@ pub(crate) fn erf_f32(x: f32) -> f32 {
     p = p * s + 1.283_791_7e-1;
     let near = p * x + x;
     if t > 0.927_734_4 { far } else { near }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn erf_is_within_two_units_in_the_last_place() {
+        for i in -60_000..60_000 {
+            let x = i as f32 * 1e-4 + 3e-5;
+            let (got, want) = (erf_f32(x), libm::erf(f64::from(x)) as f32);
+            let apart = (i64::from(got.to_bits()) - i64::from(want.to_bits())).abs();
+            assert!(apart <= 2, "erf({x}) = {got}, expected {want}");
+        }
+        assert_eq!(erf_f32(0.0), 0.0);
+        assert_eq!(erf_f32(f32::INFINITY), 1.0);
+        assert_eq!(erf_f32(f32::NEG_INFINITY), -1.0);
+        assert!(erf_f32(f32::NAN).is_nan());
+    }
 }

@@ -82,7 +82,7 @@ fn inputs_that_are_not_reached_get_zeros_of_their_shape() {
     assert_eq!((found[1].shape(), found[1].dtype()), (&[4][..], DType::F32));
     assert_eq!(found[2].to_list().unwrap(), [0.0; 2]);
     // The graph of y was not on a path to them and is still whole.
-    assert_eq!(slope(&y, &x), [1f64.exp(), 2f64.exp()]);
+    assert_eq!(slope(&y, &x), y.to_list().unwrap());
 }
 
 #[test]
@@ -106,7 +106,8 @@ fn an_input_inside_the_graph_cuts_what_lies_below_it() {
     grad(&[&y], &[None], &[&inner], false, false).unwrap();
     // The exp was not on a path, so it can still be used.
     assert_eq!(account.live_nodes(), 1);
-    assert_eq!(slope(&inner, &x), [1f64.exp()]);
+    let value = inner.to_list().unwrap();
+    assert_eq!(slope(&inner, &x), value);
 }
 
 #[test]

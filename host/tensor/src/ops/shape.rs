@@ -1,5 +1,6 @@
 //! Views and rearrangements: no arithmetic, and no copy but where said.
 
+use crate::account::fits_limit;
 use crate::autograd::record;
 use crate::dtype::{Element, with_element};
 use crate::error::{Error, Result};
@@ -183,17 +184,21 @@ pub(crate) fn swap_axes(t: &Tensor, a: usize, b: usize) -> Result<Tensor> {
     permute_dims(t, &axes)
 }
 
-/// Repeats axes of size 1, and new leading axes, up to `shape`. A view.
+/// Repeats axes of size 1, and new leading axes, up to `shape`. A view, so it is not charged; but one that
+/// shows more than the account's whole limit is refused.
 ///
 /// # Errors
-/// [`Error::Shape`] where `t`'s shape does not broadcast to `shape`; [`Error::Rank`], [`Error::Size`].
+/// [`Error::Shape`] where `t`'s shape does not broadcast to `shape`; [`Error::Rank`], [`Error::Size`],
+/// [`Error::Budget`].
 pub fn broadcast_to(t: &Tensor, shape: &[usize]) -> Result<Tensor> {
     const OP: &str = "broadcast_to";
     if *shape == *t.shape() {
         return Ok(t.clone());
     }
     let dims = Dims::new(OP, shape)?;
-    count(OP, shape)?;
+    // A view costs no memory, but whatever reads it takes time for each element it shows.
+    let shown = (count(OP, shape)? as u64).saturating_mul(t.dtype().size() as u64);
+    fits_limit(OP, shown)?;
     let Some(strides) = broadcast_strides(t.layout(), shape) else {
         return Err(Error::shape(
             OP,
