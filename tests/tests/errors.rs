@@ -2,7 +2,7 @@
 //!
 //! `args.txt` holds the arguments, one a line (`run` and `run.toml` where there is none), `error.txt` what
 //! standard error must say, with the workspace's folder written as `[workspace]`. The command runs in the case's
-//! folder, must answer 2 (wrong input) and must leave standard output empty. To write `error.txt` anew after a
+//! folder, must answer 2 (wrong input), leave standard output empty and make no run's folder. To write `error.txt` anew after a
 //! change of words, set `ESPALIER_WRITE_EXPECTED=1` and read the difference.
 
 #![allow(clippy::unwrap_used)]
@@ -58,6 +58,9 @@ fn fault(case: &Path, write: bool) -> Option<String> {
     }
     if output.status.code() != Some(2) {
         return Some(format!("expected exit code 2, found {}", output.status));
+    }
+    if case.join("runs").exists() {
+        return Some("a wrong input has left a run's folder behind".into());
     }
     (!output.stdout.is_empty()).then(|| {
         format!(

@@ -225,7 +225,7 @@ impl<'a> Runner<'a> {
             .div_ceil(u64::from(plan.schedule.batch_size))
             .max(1);
         let steps_per_round = match plan.schedule.length {
-            Length::Epochs(n) => n * steps_per_epoch,
+            Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
             Length::Steps(n) => n,
         };
         let inputs: Vec<FieldShape> = train
@@ -239,7 +239,7 @@ impl<'a> Runner<'a> {
             })
             .collect();
 
-        // A folder is opened, and a checkpoint read, before anything is started.
+        // The folder of a run to go on with is opened, and its checkpoint read, before anything is started.
         let lock = Lock {
             plan: plan.clone(),
             interface: "0.1.0".into(),
@@ -254,17 +254,14 @@ impl<'a> Runner<'a> {
                 })
                 .collect(),
         };
-        let (folder, restored) = match &run.resume {
+        let (opened, restored) = match &run.resume {
             Some(dir) => {
                 let folder = RunFolder::open(dir, &lock)?;
                 let found = checkpoint::newest(&folder.checkpoints())
                     .map_err(|error| edge("no checkpoint could be read", &error))?;
-                (folder, found)
+                (Some(folder), found)
             }
-            None => (
-                RunFolder::create(run.out.as_deref(), &plan.name, &lock)?,
-                None,
-            ),
+            None => (None, None),
         };
 
         let mut main = ParameterSet::new();
@@ -283,6 +280,11 @@ impl<'a> Runner<'a> {
             steps_per_epoch,
             steps_per_round,
         );
+        // A new run has a folder only once nothing is wrong with its data and model.
+        let folder = match opened {
+            Some(folder) => folder,
+            None => RunFolder::create(run.out.as_deref(), &plan.name, &lock)?,
+        };
         observer.event(&Event::Composition(composition));
 
         let state = RunState {
