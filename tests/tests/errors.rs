@@ -2,8 +2,8 @@
 //!
 //! `args.txt` holds the arguments, one a line (`run` and `run.toml` where there is none), `error.txt` what
 //! standard error must say, with the workspace's folder written as `[workspace]`. The command runs in the case's
-//! folder, must answer 2 (wrong input), leave standard output empty and make no run's folder. To write `error.txt` anew after a
-//! change of words, set `ESPALIER_WRITE_EXPECTED=1` and read the difference.
+//! folder, must answer 2 (wrong input), leave standard output empty and make no run's folder. To write
+//! `error.txt` anew after a change of words, set `ESPALIER_WRITE_EXPECTED=1` and read the difference.
 
 #![allow(clippy::unwrap_used)]
 
