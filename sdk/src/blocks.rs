@@ -43,7 +43,7 @@ impl Block {
         self
     }
 
-    /// [n, ..] in the shape that the block reads.
+    /// `[n, ..]` in the shape that the block reads.
     pub fn shaped(&self, x: &Tensor) -> Tensor {
         let dims = [x.size(0)]
             .iter()
@@ -53,7 +53,7 @@ impl Block {
         x.reshape(&dims)
     }
 
-    /// Runs the block on [n, ..].
+    /// Runs the block on `[n, ..]`.
     pub fn forward(&self, model: &Model, x: &Tensor, mode: Mode) -> Tensor {
         model
             .pass(self.layers.clone(), mode)

@@ -15,7 +15,7 @@ pub fn split(name: &str) -> Option<SplitInfo> {
     splits().into_iter().find(|split| split.name == name)
 }
 
-/// A whole field of a split: [count, ...].
+/// A whole field of a split: `[count, ...]`.
 pub fn field(split: &str, name: &str) -> Tensor {
     Tensor::from_raw(host::field(split, name))
 }
@@ -39,7 +39,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch of one's own, for `model::objective` and the like. `index` is i64 [count].
+    /// A batch of one's own, for `model::objective` and the like. `index` is i64 `[count]`.
     pub fn new(fields: Vec<(String, Tensor)>, index: Tensor) -> Batch {
         let count = index.size(0);
         Batch {
@@ -102,7 +102,7 @@ impl Batch {
         &self.fields
     }
 
-    /// Position of each sample in its split, i64 [count].
+    /// Position of each sample in its split, i64 `[count]`.
     pub fn index(&self) -> &Tensor {
         &self.index
     }

@@ -21,17 +21,17 @@ impl Prediction {
         Prediction { kind, output }
     }
 
-    /// Unnormalised log-probabilities [n, classes].
+    /// Unnormalised log-probabilities `[n, classes]`.
     pub fn logits(output: Tensor) -> Prediction {
         Prediction::new(PredictionKind::Logits, output)
     }
 
-    /// Probabilities [n, classes].
+    /// Probabilities `[n, classes]`.
     pub fn probabilities(output: Tensor) -> Prediction {
         Prediction::new(PredictionKind::Probabilities, output)
     }
 
-    /// Values [n, ...].
+    /// Values `[n, ...]`.
     pub fn values(output: Tensor) -> Prediction {
         Prediction::new(PredictionKind::Values, output)
     }
@@ -201,7 +201,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Per-sample losses of the run's trainer, [count], tracked: how a pruner gets gradients.
+/// Per-sample losses of the run's trainer, `[count]`, tracked: how a pruner gets gradients.
 pub fn objective(batch: &Batch) -> Tensor {
     Tensor::from_raw(host::objective(batch.to_raw()))
 }

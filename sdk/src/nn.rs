@@ -107,7 +107,7 @@ impl Tensor {
         self.sum_keepdims(axes) / self.along(axes)
     }
 
-    /// Mean over every axis but the first: [n, ..] -> [n].
+    /// Mean over every axis but the first: `[n, ..]` -> `[n]`.
     pub fn per_sample(&self) -> Tensor {
         let rows = self.size(0) as i32;
         self.reshape(&[rows, -1]).mean(&[1])
@@ -210,7 +210,7 @@ impl Tensor {
         self.reshape(&other.dims())
     }
 
-    /// [n, ..] -> [n, product of the rest].
+    /// `[n, ..]` -> `[n, product of the rest]`.
     pub fn flatten(&self) -> Tensor {
         self.reshape(&[self.size(0) as i32, -1])
     }
@@ -305,29 +305,29 @@ impl Tensor {
 
 /// Matrices and tables.
 impl Tensor {
-    /// The unit matrix, f32 [n, n].
+    /// The unit matrix, f32 `[n, n]`.
     pub fn eye(n: u32) -> Tensor {
         Tensor::arange_as(0.0, f64::from(n), 1.0, Dtype::I64).one_hot(n)
     }
 
-    /// Classes (i64 [..]) as f32 [.., n]: 1 at the class, else 0.
+    /// Classes (i64 `[..]`) as f32 [.., n]: 1 at the class, else 0.
     pub fn one_hot(&self, n: u32) -> Tensor {
         let classes = Tensor::arange_as(0.0, f64::from(n), 1.0, Dtype::I64);
         self.expand_dims(-1).equal(&classes).astype(Dtype::F32)
     }
 
-    /// bool [n, n], true on and below the diagonal.
+    /// bool `[n, n]`, true on and below the diagonal.
     pub fn tril_mask(n: u32) -> Tensor {
         let places = Tensor::arange(0.0, f64::from(n), 1.0);
         places.expand_dims(0).less_equal(&places.expand_dims(1))
     }
 
-    /// [n] and [m] -> [n, m], all products.
+    /// `[n]` and `[m]` -> `[n, m]`, all products.
     pub fn outer(&self, other: &Tensor) -> Tensor {
         self.expand_dims(1) * other.expand_dims(0)
     }
 
-    /// x w^T + b: [.., in], weight [out, in], bias [out].
+    /// x w^T + b: `[.., in]`, weight `[out, in]`, bias `[out]`.
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let y = self.matmul(&weight.t());
         match bias {
@@ -336,7 +336,7 @@ impl Tensor {
         }
     }
 
-    /// Squared distances of all rows: [n, d] and [m, d] -> [n, m].
+    /// Squared distances of all rows: `[n, d]` and `[m, d]` -> `[n, m]`.
     pub fn squared_distances(&self, other: &Tensor) -> Tensor {
         let (a, b) = (self.square().sum_keepdims(&[1]), other.square().sum(&[1]));
         (a + b - self.matmul(&other.t()) * 2.0).maximum(0.0)
@@ -409,7 +409,7 @@ impl Tensor {
         inner.square() * 0.5 + (error - inner) * delta
     }
 
-    /// -(y log sigmoid(t) + (1 - y) log(1 - sigmoid(t))) for targets y in [0, 1].
+    /// -(y log sigmoid(t) + (1 - y) log(1 - sigmoid(t))) for targets y in `[0, 1]`.
     pub fn bce_with_logits(&self, target: &Tensor) -> Tensor {
         self.softplus() - self * target
     }
@@ -423,7 +423,7 @@ impl Tensor {
 
 /// Segments, convolution and pooling.
 impl Tensor {
-    /// Sum of each segment of axis 0: `ids` (i64 [rows]) in [0, n) -> [n, ..].
+    /// Sum of each segment of axis 0: `ids` (i64 `[rows]`) in [0, n) -> `[n, ..]`.
     pub fn segment_sum(&self, ids: &Tensor, n: u32) -> Tensor {
         let mut shape = self.shape();
         shape[0] = n;
@@ -438,7 +438,7 @@ impl Tensor {
         e / total
     }
 
-    /// Cross-correlation along the last axis: [n, c, l] with a kernel [o, c / groups, k].
+    /// Cross-correlation along the last axis: `[n, c, l]` with a kernel `[o, c / groups, k]`.
     pub fn conv1d(
         &self,
         kernel: &Tensor,
@@ -459,7 +459,7 @@ impl Tensor {
             .squeeze(2)
     }
 
-    /// Means of blocks of k x k that do not overlap: [n, c, h, w] -> [n, c, h / k, w / k]. k divides h and w.
+    /// Means of blocks of k x k that do not overlap: `[n, c, h, w]` -> `[n, c, h / k, w / k]`. k divides h and w.
     pub fn average_pool2d(&self, k: u32) -> Tensor {
         let dims = self.dims();
         let k = k as i32;
@@ -467,7 +467,7 @@ impl Tensor {
             .mean(&[3, 5])
     }
 
-    /// A class (i64) drawn from each row of logits [.., c].
+    /// A class (i64) drawn from each row of logits `[.., c]`.
     pub fn categorical(&self, key: &[u64]) -> Tensor {
         let u = random::uniform(key, &self.shape()).clip(1e-7, 1.0 - 1e-7);
         (self - (-u.log()).log()).argmax(-1)

@@ -32,7 +32,7 @@ pub fn bernoulli(key: &[u64], shape: &[u32], p: f64) -> Tensor {
     uniform(key, shape).less(p)
 }
 
-/// A random order of 0..n, i64 [n].
+/// A random order of 0..n, i64 `[n]`.
 pub fn permutation(key: &[u64], n: u32) -> Tensor {
     uniform(key, &[n]).argsort(0, false)
 }

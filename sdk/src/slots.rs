@@ -67,7 +67,7 @@ pub trait Trainer: Sized + 'static {
     /// One step: pull a batch, change parameters.
     fn step(&mut self, at: &StepInfo) -> StepReport;
 
-    /// Per-sample losses [count], tracked to the run's parameters. Pure: no update, no state.
+    /// Per-sample losses `[count]`, tracked to the run's parameters. Pure: no update, no state.
     fn objective(&self, batch: &Batch) -> Tensor;
 
     /// Predictions for a batch of any size. Pure; randomness keyed by sample index. Runs without a graph.

@@ -346,7 +346,7 @@ impl Tensor {
         ))
     }
 
-    /// Largest of each segment of axis 0: `ids` (i64 [rows]) in [0, n); an empty segment is -inf. No gradient.
+    /// Largest of each segment of axis 0: `ids` (i64 `[rows]`) in [0, n); an empty segment is -inf. No gradient.
     pub fn segment_max(&self, ids: &Tensor, n: u32) -> Tensor {
         Tensor::from_raw(host::segment_max(self.raw(), ids.raw(), n))
     }
@@ -378,12 +378,12 @@ impl Default for Conv2d {
 
 /// Blocks of networks.
 impl Tensor {
-    /// Matrix product of the last two axes, leading axes broadcast: [.., m, k] x [.., k, n] -> [.., m, n].
+    /// Matrix product of the last two axes, leading axes broadcast: `[.., m, k]` x `[.., k, n]` -> `[.., m, n]`.
     pub fn matmul(&self, other: &Tensor) -> Tensor {
         Tensor::from_raw(host::matmul(self.raw(), other.raw()))
     }
 
-    /// Cross-correlation: [n, c, h, w] with a kernel [o, c / groups, kh, kw] -> [n, o, h', w'].
+    /// Cross-correlation: `[n, c, h, w]` with a kernel `[o, c / groups, kh, kw]` -> [n, o, h', w'].
     pub fn conv2d(&self, kernel: &Tensor, options: Conv2d) -> Tensor {
         let Conv2d {
             stride,
@@ -447,13 +447,13 @@ impl Tensor {
         Tensor::from_raw(host::log_softmax(self.raw(), axis))
     }
 
-    /// -sum target log softmax(self) over the last axis, one loss a row: logits [.., c]; target i64 classes
-    /// [..] or a distribution [.., c].
+    /// -sum target log softmax(self) over the last axis, one loss a row: logits `[.., c]`; target i64 classes
+    /// `[..]` or a distribution `[.., c]`.
     pub fn cross_entropy(&self, target: &Tensor) -> Tensor {
         Tensor::from_raw(host::cross_entropy(self.raw(), target.raw()))
     }
 
-    /// softmax(q k^T / sqrt(d) + bias) v over [.., t, d], with `self` as q; the bias doubles as a mask.
+    /// softmax(q k^T / sqrt(d) + bias) v over `[.., t, d]`, with `self` as q; the bias doubles as a mask.
     pub fn scaled_dot_product_attention(
         &self,
         k: &Tensor,
