@@ -29,6 +29,7 @@
 
 use crate::bindings::host::espalier::plugin::options as host;
 use crate::run::Error;
+use crate::state::{Reader, Writer};
 
 pub use host::{Kind, OptionInfo, Setting, Value};
 
@@ -39,6 +40,34 @@ pub trait Options: Sized {
 
     /// Reads the settings of a run; what is not set has its default.
     fn from_settings(settings: &[Setting]) -> Result<Self, Error>;
+
+    /// The present values of the options declared live.
+    fn live(&self) -> Vec<Setting>;
+
+    /// Changes an option declared live: all of `Trainer::set_knob` for a trainer that reads its options where it
+    /// uses them. Refuses other names and values out of range.
+    fn set_live(&mut self, name: &str, value: &Value) -> Result<(), Error>;
+
+    /// The live options as bytes: all of `Trainer::save` for a trainer that keeps nothing else.
+    fn save_live(&self) -> Vec<u8> {
+        let live = self.live();
+        let state = Writer::new(1).u64(live.len() as u64);
+        live.iter()
+            .fold(state, |state, (name, value)| write(state.text(name), value))
+            .finish()
+    }
+
+    /// Takes back what `save_live` gave.
+    fn restore_live(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let mut state = Reader::new(bytes, 1)?;
+        for _ in 0..state.u64()? {
+            let name = state.text()?;
+            let value = read_value(&mut state)?;
+            self.set_live(&name, &value)
+                .map_err(|error| Error::invalid_state(error.message))?;
+        }
+        state.end()
+    }
 
     /// All defaults. Panics if a default contradicts its own range, which a test of `defaults` shows.
     fn defaults() -> Self {
@@ -58,6 +87,45 @@ impl Options for () {
     fn from_settings(settings: &[Setting]) -> Result<Self, Error> {
         check_names::<Self>(settings)
     }
+
+    fn live(&self) -> Vec<Setting> {
+        Vec::new()
+    }
+
+    fn set_live(&mut self, name: &str, _value: &Value) -> Result<(), Error> {
+        Err(not_live(name))
+    }
+}
+
+/// The refusal of `set_live`. Called by derived code.
+#[doc(hidden)]
+pub fn not_live(name: &str) -> Error {
+    Error::invalid_option(format!("`{name}` cannot be changed during a run"))
+}
+
+fn write(state: Writer, value: &Value) -> Writer {
+    match value {
+        Value::Flag(flag) => state.u64(0).u64(u64::from(*flag)),
+        Value::Integer(i) => state.u64(1).u64(i.cast_unsigned()),
+        Value::Number(x) => state.u64(2).f64(*x),
+        Value::Text(text) => state.u64(3).text(text),
+        Value::Numbers(xs) => state.u64(4).f64s(xs),
+    }
+}
+
+fn read_value(state: &mut Reader) -> Result<Value, Error> {
+    Ok(match state.u64()? {
+        0 => Value::Flag(state.u64()? != 0),
+        1 => Value::Integer(state.u64()?.cast_signed()),
+        2 => Value::Number(state.f64()?),
+        3 => Value::Text(state.text()?),
+        4 => Value::Numbers(state.f64s()?),
+        tag => {
+            return Err(Error::invalid_state(format!(
+                "the saved options hold a value of kind {tag}"
+            )));
+        }
+    })
 }
 
 /// An enum whose cases are written in kebab-case in a run file. Derived.
@@ -329,6 +397,35 @@ mod tests {
         let options = Everything::from_settings(&settings).unwrap();
         assert_eq!((options.lr, options.shape), (1.0, Shape::Gradual));
         assert_eq!(options.rates, [0.1]);
+    }
+
+    #[test]
+    fn only_live_options_change_and_they_survive_a_save() {
+        let mut options = Everything::defaults();
+        options.set_live("lr", &Value::Number(0.5)).unwrap();
+        assert_eq!(options.lr, 0.5);
+        assert!(options.set_live("lr", &Value::Number(2.0)).is_err());
+        assert!(options.set_live("on", &Value::Flag(false)).is_err());
+        let mut resumed = Everything::defaults();
+        resumed.restore_live(&options.save_live()).unwrap();
+        assert_eq!(resumed.lr, 0.5);
+        assert!(resumed.restore_live(&[1, 2, 3]).is_err());
+    }
+
+    #[test]
+    fn every_kind_of_value_survives_a_save() {
+        let values = [
+            Value::Flag(true),
+            Value::Integer(-5),
+            Value::Number(0.1),
+            Value::Text("a".into()),
+            Value::Numbers(vec![1.0, -2.0]),
+        ];
+        for value in values {
+            let bytes = write(Writer::new(1), &value).finish();
+            let read = read_value(&mut Reader::new(&bytes, 1).unwrap()).unwrap();
+            assert_eq!(shown(&read), shown(&value));
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! may be clipped by their common norm (Pascanu et al. 2013).
 
 use espalier_sdk::data::{self, Batch, Stream};
-use espalier_sdk::options::{OptionType, Value};
+use espalier_sdk::options::Value;
 use espalier_sdk::parameters::{AdamOptions, SgdOptions, clip_grad_norm};
 use espalier_sdk::schedule::Schedule;
 use espalier_sdk::{
@@ -138,32 +138,15 @@ impl Trainer for Backprop {
     }
 
     fn set_knob(&mut self, name: &str, value: &Value) -> Result<(), Error> {
-        match (name, f64::from_value(value)) {
-            ("lr", Some(lr)) if lr >= 0.0 => self.settings.lr = lr,
-            ("lr", _) => {
-                return Err(Error::invalid_option(
-                    "`lr` must be a number that is not negative",
-                ));
-            }
-            _ => {
-                return Err(Error::invalid_option(format!(
-                    "`{name}` cannot be changed during a run"
-                )));
-            }
-        }
-        Ok(())
+        self.settings.set_live(name, value)
     }
 
     fn save(&self) -> Vec<u8> {
-        espalier_sdk::state::Writer::new(1)
-            .f64(self.settings.lr)
-            .finish()
+        self.settings.save_live()
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
-        let mut state = espalier_sdk::state::Reader::new(state, 1)?;
-        self.settings.lr = state.f64()?;
-        state.end()
+        self.settings.restore_live(state)
     }
 }
 

@@ -12,12 +12,12 @@
 
 use espalier_sdk::blocks::{Block, hidden_and_head};
 use espalier_sdk::data::{self, Batch, Stream};
-use espalier_sdk::options::{OptionType, Value};
+use espalier_sdk::options::Value;
 use espalier_sdk::parameters::AdamOptions;
 use espalier_sdk::schedule::Schedule;
 use espalier_sdk::{
     Choice, Dtype, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo,
-    StepReport, Tensor, Trainer, grad, no_grad, random, state,
+    StepReport, Tensor, Trainer, grad, no_grad, random,
 };
 
 /// What predicts.
@@ -176,30 +176,15 @@ impl Trainer for ForwardForward {
     }
 
     fn set_knob(&mut self, name: &str, value: &Value) -> Result<(), Error> {
-        match (name, f64::from_value(value)) {
-            ("lr", Some(lr)) if lr >= 0.0 => self.settings.lr = lr,
-            ("lr", _) => {
-                return Err(Error::invalid_option(
-                    "`lr` must be a number that is not negative",
-                ));
-            }
-            _ => {
-                return Err(Error::invalid_option(format!(
-                    "`{name}` cannot be changed during a run"
-                )));
-            }
-        }
-        Ok(())
+        self.settings.set_live(name, value)
     }
 
     fn save(&self) -> Vec<u8> {
-        state::Writer::new(1).f64(self.settings.lr).finish()
+        self.settings.save_live()
     }
 
-    fn restore(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let mut state = state::Reader::new(bytes, 1)?;
-        self.settings.lr = state.f64()?;
-        state.end()
+    fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
+        self.settings.restore_live(state)
     }
 }
 

@@ -67,6 +67,25 @@ fn derive_options(input: &DeriveInput) -> Result<TokenStream> {
         let (default, min, max) = (field.default(), number(&field.min), number(&field.max));
         quote! { #ident: ::espalier_sdk::options::read::<#ty>(settings, #name, #default, (#min.or(<#ty as ::espalier_sdk::options::OptionType>::least()), #max))? }
     });
+    let live: Vec<_> = fields.iter().filter(|field| field.live).collect();
+    let live_values = live.iter().map(|OptionField { ident, ty, name, .. }| {
+        quote! {
+            (::std::string::String::from(#name), <#ty as ::espalier_sdk::options::OptionType>::to_value(&self.#ident))
+        }
+    });
+    let live_cases = live.iter().map(|field| {
+        let OptionField { ident, ty, name, .. } = field;
+        let (min, max) = (number(&field.min), number(&field.max));
+        quote! {
+            #name => {
+                let setting = [(::std::string::String::from(#name), ::core::clone::Clone::clone(value))];
+                let range = (#min.or(<#ty as ::espalier_sdk::options::OptionType>::least()), #max);
+                let default = ::core::clone::Clone::clone(&self.#ident);
+                self.#ident = ::espalier_sdk::options::read::<#ty>(&setting, #name, default, range)?;
+                ::core::result::Result::Ok(())
+            }
+        }
+    });
     let (generics, args, bounds) = input.generics.split_for_impl();
     Ok(quote! {
         impl #generics ::espalier_sdk::options::Options for #name #args #bounds {
@@ -79,6 +98,22 @@ fn derive_options(input: &DeriveInput) -> Result<TokenStream> {
             ) -> ::core::result::Result<Self, ::espalier_sdk::run::Error> {
                 ::espalier_sdk::options::check_names::<Self>(settings)?;
                 ::core::result::Result::Ok(#name { #(#reads),* })
+            }
+
+            fn live(&self) -> ::std::vec::Vec<::espalier_sdk::options::Setting> {
+                ::std::vec![#(#live_values),*]
+            }
+
+            fn set_live(
+                &mut self,
+                name: &str,
+                value: &::espalier_sdk::options::Value,
+            ) -> ::core::result::Result<(), ::espalier_sdk::run::Error> {
+                let _ = value;
+                match name {
+                    #(#live_cases)*
+                    _ => ::core::result::Result::Err(::espalier_sdk::options::not_live(name)),
+                }
             }
         }
     })
