@@ -93,14 +93,22 @@ pub(crate) struct Node {
     op: &'static str,
     shape: Dims,
     dtype: DType,
-    /// `None` for a leaf, and after the node was freed.
-    body: Mutex<Option<Body>>,
     leaf: bool,
+    body: Mutex<Body>,
+}
+
+/// What a node holds of the graph below it.
+#[derive(Default)]
+struct Body {
+    parents: Vec<Option<Arc<Node>>>,
+    /// `None` for a leaf, and after the node was freed.
+    saved: Option<Saved>,
+    /// Whether a tracked parent was let go when the node was freed: what lies below is then unknown.
+    pruned: bool,
 }
 
 /// What a node holds until it is freed.
-struct Body {
-    parents: Vec<Option<Arc<Node>>>,
+struct Saved {
     rule: Rule,
     /// The node's own tensor without its node: a node that held itself would never be dropped.
     output: Option<Tensor>,
@@ -120,8 +128,8 @@ impl Node {
             op: "leaf",
             shape: tensor.layout().shape,
             dtype: tensor.dtype(),
-            body: Mutex::new(None),
             leaf: true,
+            body: Mutex::new(Body::default()),
         })
     }
 
@@ -129,11 +137,29 @@ impl Node {
         self.leaf
     }
 
-    fn body(&self) -> MutexGuard<'_, Option<Body>> {
+    fn body(&self) -> MutexGuard<'_, Body> {
         // A panic while the lock was held leaves a body that is still whole.
         self.body
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Lets go of everything saved, and of parents that were not on the path just walked. The path itself
+    /// stays, so that a later walk knows whether it needs what is gone.
+    fn free(&self, on_path: &[bool]) {
+        let mut body = self.body();
+        let mut gone = Body {
+            saved: body.saved.take(),
+            ..Body::default()
+        };
+        let body = &mut *body;
+        for (parent, kept) in body.parents.iter_mut().zip(on_path) {
+            if !kept && let Some(parent) = parent.take() {
+                body.pruned = true;
+                gone.parents.push(Some(parent));
+            }
+        }
+        discard(gone);
     }
 }
 
@@ -145,11 +171,11 @@ thread_local! {
 impl Drop for Node {
     fn drop(&mut self) {
         let body = match self.body.get_mut() {
-            Ok(body) => body.take(),
-            Err(poisoned) => poisoned.into_inner().take(),
+            Ok(body) => body,
+            Err(poisoned) => poisoned.into_inner(),
         };
-        if let Some(body) = body {
-            discard(body);
+        if !body.parents.is_empty() || body.saved.is_some() {
+            discard(std::mem::take(body));
         }
     }
 }
@@ -246,8 +272,7 @@ pub(crate) fn attach(
     if !out.dtype().is_float() {
         return out;
     }
-    let body = Body {
-        parents,
+    let saved = Saved {
         rule,
         output: keep.then(|| out.detach()),
         _count: NodeCount::take(),
@@ -257,8 +282,12 @@ pub(crate) fn attach(
         op,
         shape: out.layout().shape,
         dtype: out.dtype(),
-        body: Mutex::new(Some(body)),
         leaf: false,
+        body: Mutex::new(Body {
+            parents,
+            saved: Some(saved),
+            pruned: false,
+        }),
     };
     out.with_node(Some(Arc::new(node)))
 }
@@ -268,7 +297,8 @@ pub(crate) fn attach(
 /// `grad_outputs[i]` is the cotangent of `outputs[i]`; `None` means ones and is allowed for outputs of
 /// one element. An input that the graph does not reach gets zeros. With `create_graph` the results are
 /// tracked themselves, and the graph is kept. Without `create_graph` and `retain_graph` each node's saved
-/// tensors are freed as soon as its rule has run, and a second use is [`Error::GraphFreed`].
+/// tensors are freed as soon as its rule has run, and a second use on the way to some input is
+/// [`Error::GraphFreed`]. Nodes that lie on no path to an input are not touched.
 ///
 /// # Errors
 /// [`Error::Shape`] for a cotangent that does not have its output's shape or a missing one for an output
@@ -309,10 +339,7 @@ pub fn grad(
         if wanted[place] {
             found.insert(node.id, gradient.clone());
         }
-        let mut guard = node.body();
-        let Some(body) = guard.as_ref() else {
-            continue;
-        };
+        let body = node.body();
         let place_of =
             |parent: &Option<Arc<Node>>| parent.as_ref().and_then(|p| places.get(&p.id).copied());
         needs.clear();
@@ -320,15 +347,18 @@ pub fn grad(
         if !needs.contains(&true) {
             continue;
         }
+        let Some(saved) = &body.saved else {
+            return Err(Error::GraphFreed { op: node.op });
+        };
         let flow = Flow {
             grad: gradient,
-            output: body
+            output: saved
                 .output
                 .as_ref()
                 .map(|t| t.clone().with_node(Some(node.clone()))),
             needs: &needs,
         };
-        let gradients = (body.rule)(&flow)?;
+        let gradients = (saved.rule)(&flow)?;
         drop(flow);
         if gradients.len() != body.parents.len() {
             return Err(Error::Internal {
@@ -342,12 +372,9 @@ pub fn grad(
                 accumulate(&mut pending[place], gradient)?;
             }
         }
+        drop(body);
         if !retain {
-            let body = guard.take();
-            drop(guard);
-            if let Some(body) = body {
-                discard(body);
-            }
+            node.free(&needs);
         }
     }
     inputs
@@ -478,33 +505,38 @@ fn path(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Path> {
         }
     }
     while let Some(node) = stack.pop() {
-        match node.body().as_ref() {
-            Some(body) => {
-                for parent in body.parents.iter().flatten() {
-                    visit(parent, &mut stack);
-                }
-            }
-            None if !node.leaf && !wanted.contains(&node.id) => {
-                return Err(Error::GraphFreed { op: node.op });
-            }
-            None => {}
+        let body = node.body();
+        // Where parents were let go, an older input might lie below them.
+        if body.pruned && oldest < node.id {
+            return Err(Error::GraphFreed { op: node.op });
         }
+        for parent in body.parents.iter().flatten() {
+            visit(parent, &mut stack);
+        }
+        drop(body);
         reached.push(node);
     }
     reached.sort_unstable_by_key(|node| node.id);
     // A node is on a path if it is an input or one of its parents is on a path.
+    let mut freed = None;
     for node in reached {
-        let leads = wanted.contains(&node.id)
-            || node.body().as_ref().is_some_and(|body| {
-                let on_path = |p: &Arc<Node>| path.places.contains_key(&p.id);
-                body.parents.iter().flatten().any(on_path)
-            });
-        if leads {
+        let body = node.body();
+        let on_path = |p: &Arc<Node>| path.places.contains_key(&p.id);
+        let leads = body.parents.iter().flatten().any(on_path);
+        if leads && body.saved.is_none() {
+            // Named in the error: the one nearest to the outputs.
+            freed = Some(node.op);
+        }
+        drop(body);
+        if leads || wanted.contains(&node.id) {
             path.places.insert(node.id, path.nodes.len());
             path.nodes.push(node);
         }
     }
-    Ok(path)
+    match freed {
+        Some(op) => Err(Error::GraphFreed { op }),
+        None => Ok(path),
+    }
 }
 
 /// Adds a gradient to what has arrived at a node so far, in place where nobody else holds that.

@@ -141,6 +141,46 @@ fn a_freed_graph_is_refused_and_a_kept_one_is_not() {
 }
 
 #[test]
+fn a_freed_part_is_no_obstacle_where_it_is_not_needed() {
+    let (w, x) = (leaf(&[5.0]), leaf(&[3.0]));
+    let h = ops::exp(&ops::multiply(&x, &x).unwrap()).unwrap();
+    let value = h.to_list().unwrap();
+    slope(&h, &x);
+    let y = ops::multiply(&h, &w).unwrap();
+    assert_eq!(
+        grad(&[&y], &[None], &[&w, &h], false, true).unwrap()[0]
+            .to_list()
+            .unwrap(),
+        value
+    );
+    let refused = grad(&[&y], &[None], &[&w, &x], false, true).unwrap_err();
+    assert_eq!(refused, Error::GraphFreed { op: "exp" });
+}
+
+#[test]
+fn branches_off_the_path_go_with_the_path_unless_someone_holds_them() {
+    let account = Account::new(None);
+    let _scope = account.enter();
+    let (x, z) = (leaf(&[1.0]), leaf(&[2.0]));
+    let held = ops::exp(&z).unwrap();
+    let y = ops::add(
+        &ops::add(&ops::sin(&x).unwrap(), &ops::cos(&z).unwrap()).unwrap(),
+        &held,
+    )
+    .unwrap();
+    assert_eq!(account.live_nodes(), 5);
+    grad(&[&y], &[None], &[&x], false, false).unwrap();
+    // The cosine went with the sum above it; the exponential is still in use.
+    assert_eq!(account.live_nodes(), 1);
+    assert_eq!(slope(&held, &z), held.to_list().unwrap());
+    // What lay below the sum is unknown now, so it is refused rather than called unreached.
+    assert!(matches!(
+        grad(&[&y], &[None], &[&z], false, false),
+        Err(Error::GraphFreed { .. })
+    ));
+}
+
+#[test]
 fn gradients_of_gradients_reach_every_order() {
     // d^n/dx^n of x^5 at 2: 80, 160, 240, 240, 120, 0.
     let x = Tensor::full(&[], 2.0, DType::F64)
