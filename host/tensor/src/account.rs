@@ -1,14 +1,18 @@
 //! Who pays for memory: every storage is charged to the account current where it was allocated, until
 //! the storage is freed, and every graph node to the account current where it was recorded.
 //!
-//! The limit counts tensor elements. It does not count shapes, graph nodes or a kernel's scratch space,
-//! all of which are small beside the tensors they belong to.
+//! `used_bytes` counts tensor elements. The limit also counts a flat [`NODE_BYTES`] for each live graph
+//! node, since a chain of operations on single numbers would otherwise fill the machine unseen. Neither
+//! counts handles (whoever hands them out does) or a kernel's scratch space.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+
+/// What a live graph node counts toward the limit: its own size and that of small tensors it saved.
+pub const NODE_BYTES: u64 = 1024;
 
 /// Bytes and graph nodes of one owner. Clones share the counts.
 #[derive(Clone, Debug)]
@@ -27,7 +31,8 @@ thread_local! {
 }
 
 impl Account {
-    /// An account with nothing charged; `None` means no limit.
+    /// An account with nothing charged; `None` means no limit. The limit holds for elements and graph nodes
+    /// together (see the module).
     pub fn new(limit_bytes: Option<u64>) -> Account {
         Account(Arc::new(Counts {
             limit: limit_bytes,
@@ -110,11 +115,14 @@ impl Charge {
     pub(crate) fn take(op: &'static str, bytes: u64) -> Result<Charge> {
         let account = Account::current();
         if let Some(Account(counts)) = &account {
+            let nodes = counts.nodes.load(Ordering::Relaxed);
+            let graph = nodes.saturating_mul(NODE_BYTES);
+            let limit = counts.limit.unwrap_or(u64::MAX);
             let charged = counts
                 .used
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                     let next = used.checked_add(bytes)?;
-                    (next <= counts.limit.unwrap_or(u64::MAX)).then_some(next)
+                    (next.saturating_add(graph) <= limit).then_some(next)
                 });
             match charged {
                 Ok(used) => {
@@ -124,8 +132,8 @@ impl Charge {
                     return Err(Error::Budget {
                         op,
                         asked: bytes,
-                        used,
-                        limit: counts.limit.unwrap_or(u64::MAX),
+                        used: used.saturating_add(graph),
+                        limit,
                     });
                 }
             }

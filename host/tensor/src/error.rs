@@ -80,7 +80,7 @@ pub enum Error {
         op: &'static str,
         /// Bytes asked for.
         asked: u64,
-        /// Bytes charged to the account before.
+        /// Bytes charged to the account before, graph nodes included.
         used: u64,
         /// The account's limit.
         limit: u64,

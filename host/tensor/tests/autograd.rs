@@ -309,7 +309,7 @@ fn saved_tensors_go_as_soon_as_their_rule_has_run() {
 
 #[test]
 fn a_budget_error_inside_grad_leaves_nothing_behind() {
-    let account = Account::new(Some(100_000));
+    let account = Account::new(Some(110_000));
     let _scope = account.enter();
     let x = Tensor::full(&[1000], 0.1, DType::F64)
         .unwrap()
@@ -324,12 +324,31 @@ fn a_budget_error_inside_grad_leaves_nothing_behind() {
         let loss = total(&scaled);
         let refused = grad(&[&loss], &[None], &[&x], false, false).unwrap_err();
         assert!(
-            matches!(refused, Error::Budget { limit: 100_000, .. }),
+            matches!(refused, Error::Budget { limit: 110_000, .. }),
             "{refused}"
         );
         assert!(grad_enabled());
     }
     assert_eq!((account.used_bytes(), account.live_nodes()), (start, 0));
+}
+
+#[test]
+fn an_endless_graph_of_single_numbers_meets_the_limit() {
+    let account = Account::new(Some(10 << 20));
+    let _scope = account.enter();
+    let x = leaf(&[1.0]);
+    let mut y = x.clone();
+    let refused = loop {
+        match ops::multiply(&y, &x) {
+            Ok(next) => y = next,
+            Err(refused) => break refused,
+        }
+        assert!(account.live_nodes() < 20_000);
+    };
+    assert!(matches!(refused, Error::Budget { op: "multiply", .. }));
+    drop(y);
+    assert_eq!(account.live_nodes(), 0);
+    assert!(ops::multiply(&x, &x).is_ok());
 }
 
 #[test]
