@@ -14,7 +14,7 @@ use crate::autograd::record;
 use crate::dtype::with_float;
 use crate::error::{Error, Result};
 use crate::gemm::{multiply, rows, transposed};
-use crate::lanes::Real;
+use crate::lanes::{Real, simd_fn};
 use crate::ops;
 use crate::ops::rows::one_float_type;
 use crate::tensor::Tensor;
@@ -315,38 +315,67 @@ impl Geometry {
     }
 }
 
-/// Unfolds one block of one sample's group: `out[(c, i, j), (row, column)]`.
-fn unfold<T: Real>(g: &Geometry, x: &[T], at: Block, out: &mut [T]) {
-    if g.h * g.w == 0 {
-        out.fill(T::ZERO);
-        return;
+/// Copies one row. Rows are short, and a call into libc per row would cost more than the copy; so up to
+/// sixteen elements go as two pieces of fixed size that may overlap.
+#[inline(always)]
+fn copy_row<T: Real>(from: &[T], to: &mut [T]) {
+    let n = to.len();
+    let from = &from[..n];
+    if n > 16 {
+        to.copy_from_slice(from);
+    } else if let (Some(a), Some(b)) = (from.first_chunk::<8>(), from.last_chunk::<8>()) {
+        to[..8].copy_from_slice(a);
+        to[n - 8..].copy_from_slice(b);
+    } else if let (Some(a), Some(b)) = (from.first_chunk::<4>(), from.last_chunk::<4>()) {
+        to[..4].copy_from_slice(a);
+        to[n - 4..].copy_from_slice(b);
+    } else {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = from;
+        }
     }
-    let span = at.right - at.left;
-    let mut lines = out.chunks_exact_mut(at.width());
-    for plane in x.chunks_exact(g.h * g.w) {
-        for i in 0..g.kernel.0 {
-            for j in 0..g.kernel.1 {
-                let Some(line) = lines.next() else { return };
-                let columns = at.clip(inside(j * g.dilation.1, g.padding.1, g.stride.1, g.w, g.ow));
-                for (row, cells) in (at.from..at.to).zip(line.chunks_exact_mut(span)) {
-                    let y = (row * g.stride.0 + i * g.dilation.0).wrapping_sub(g.padding.0);
-                    if y >= g.h || columns.is_empty() {
-                        cells.fill(T::ZERO);
+}
+
+simd_fn! {
+    /// Unfolds one block of one sample's group: `out[(c, i, j), (row, column)]`.
+    fn unfold<T>(g: &Geometry, x: &[T], at: Block, out: &mut [T]) {
+        if g.h * g.w == 0 {
+            out.fill(T::ZERO);
+            return;
+        }
+        let span = at.right - at.left;
+        let mut lines = out.chunks_exact_mut(at.width());
+        for plane in x.chunks_exact(g.h * g.w) {
+            for i in 0..g.kernel.0 {
+                // Rows of the block whose input row exists; the others are zeros.
+                let rows = inside(i * g.dilation.0, g.padding.0, g.stride.0, g.h, g.oh);
+                let rows = rows.start.clamp(at.from, at.to)..rows.end.clamp(at.from, at.to);
+                for j in 0..g.kernel.1 {
+                    let Some(line) = lines.next() else { return };
+                    let columns = at.clip(inside(j * g.dilation.1, g.padding.1, g.stride.1, g.w, g.ow));
+                    if rows.is_empty() || columns.is_empty() {
+                        line.fill(T::ZERO);
                         continue;
                     }
-                    let source = &plane[y * g.w..(y + 1) * g.w];
-                    cells[..columns.start - at.left].fill(T::ZERO);
-                    cells[columns.end - at.left..].fill(T::ZERO);
+                    line[..(rows.start - at.from) * span].fill(T::ZERO);
+                    line[(rows.end - at.from) * span..].fill(T::ZERO);
+                    let line = &mut line[(rows.start - at.from) * span..(rows.end - at.from) * span];
+                    let (start, end) = (columns.start - at.left, columns.end - at.left);
+                    let first_row = rows.start * g.stride.0 + i * g.dilation.0 - g.padding.0;
                     let first = columns.start * g.stride.1 + j * g.dilation.1 - g.padding.1;
-                    let cells = &mut cells[columns.start - at.left..columns.end - at.left];
-                    if g.stride.1 == 1 {
-                        cells.copy_from_slice(&source[first..first + columns.len()]);
-                    } else {
-                        for (cell, &v) in cells
-                            .iter_mut()
-                            .zip(source[first..].iter().step_by(g.stride.1))
-                        {
-                            *cell = v;
+                    let sources = plane[first_row * g.w + first..].chunks(g.w * g.stride.0);
+                    for (cells, source) in line.chunks_exact_mut(span).zip(sources) {
+                        if end - start < span {
+                            cells[..start].fill(T::ZERO);
+                            cells[end..].fill(T::ZERO);
+                        }
+                        let cells = &mut cells[start..end];
+                        if g.stride.1 == 1 {
+                            copy_row(source, cells);
+                        } else {
+                            for (cell, &v) in cells.iter_mut().zip(source.iter().step_by(g.stride.1)) {
+                                *cell = v;
+                            }
                         }
                     }
                 }
@@ -355,8 +384,9 @@ fn unfold<T: Real>(g: &Geometry, x: &[T], at: Block, out: &mut [T]) {
     }
 }
 
+simd_fn! {
 /// Adds an unfolded block back to where its elements came from: the transpose of [`unfold`].
-fn fold_back<T: Real>(g: &Geometry, block: &[T], at: Block, x: &mut [T]) {
+fn fold_back<T>(g: &Geometry, block: &[T], at: Block, x: &mut [T]) {
     let span = at.right - at.left;
     let mut lines = block.chunks_exact(at.width());
     for plane in x.chunks_exact_mut(g.h * g.w) {
@@ -388,6 +418,7 @@ fn fold_back<T: Real>(g: &Geometry, block: &[T], at: Block, x: &mut [T]) {
             }
         }
     }
+}
 }
 
 /// Output positions whose input position `p * stride + shift - padding` lies in `0..size`.
