@@ -4,12 +4,11 @@
 use crate::autograd::record;
 use crate::dtype::{DType, with_float};
 use crate::error::{Error, Result};
-use crate::gemm::{multiply, rows, transposed};
+use crate::ops;
+use crate::ops::matmul::times_transposed;
 use crate::ops::rows::{one_float_type, signed};
 use crate::random::{self, Key};
 use crate::tensor::Tensor;
-use crate::threads::for_blocks;
-use crate::{dtype::Element, lanes::Real, ops};
 
 pub use crate::ops::recurrent::{lstm, rnn};
 
@@ -51,7 +50,9 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let bias = bias.map(|b| b.dense(OP)).transpose()?;
         let (xd, wd) = (xd.data::<T>()?, wd.data::<T>()?);
         let bias = bias.as_ref().map(|b| b.data::<T>()).transpose()?;
-        Tensor::build::<T>(OP, &shape, |y| linear_forward(xd, wd, bias, inputs, outputs, y))?
+        Tensor::build::<T>(OP, &shape, |y| {
+            times_transposed(xd, wd, bias, [inputs, outputs], y);
+        })?
     });
     let (kept_x, kept_w) = (x.clone(), w.clone());
     let has_bias = bias.is_some();
@@ -95,47 +96,6 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         }
         Ok(gradients)
     }))
-}
-
-/// Rows of one task: from shapes alone.
-fn linear_forward<T: Element + Real>(
-    x: &[T],
-    w: &[T],
-    bias: Option<&[T]>,
-    inputs: usize,
-    outputs: usize,
-    y: &mut [T],
-) {
-    if y.is_empty() {
-        return;
-    }
-    let samples = y.len() / outputs;
-    // At least eight blocks where there are rows for it, each at least sixteen rows high.
-    let block = samples.div_ceil(8).clamp(16, 256);
-    let work = samples.saturating_mul(outputs).saturating_mul(inputs);
-    for_blocks(y, block * outputs, work, |first, y| {
-        let keep = match bias {
-            Some(bias) => {
-                for row in y.chunks_exact_mut(outputs) {
-                    row.copy_from_slice(bias);
-                }
-                T::ONE
-            }
-            None => T::ZERO,
-        };
-        let m = y.len() / outputs;
-        let x = &x[first / outputs * inputs..][..m * inputs];
-        multiply(
-            m,
-            outputs,
-            inputs,
-            rows(x, inputs),
-            transposed(w, inputs),
-            keep,
-            y,
-            outputs,
-        );
-    });
 }
 
 /// [`crate::ops::conv2d`] plus `bias[o]` per output channel, without a pass of its own.

@@ -114,47 +114,112 @@ fn product<E: Element>(
             column: strides[lead.len() + 1],
         }
     };
+    let left = Factor {
+        source: source_a,
+        at: &|index| item(index, a, &strides_a),
+    };
+    let right = Factor {
+        source: source_b,
+        at: &|index| item(index, b, &strides_b),
+    };
+    Tensor::build::<E>(op, shape, |out| {
+        tiles([m, k, n], batch, left, right, None, out)
+    })
+}
+
+/// y = x w^T + bias on dense rows: x [m, inputs], w [outputs, inputs], bias [outputs], y [m, outputs].
+pub(crate) fn times_transposed<E: Element>(
+    x: &[E],
+    w: &[E],
+    bias: Option<&[E]>,
+    [inputs, outputs]: [usize; 2],
+    y: &mut [E],
+) {
+    if y.is_empty() {
+        return;
+    }
+    let matrix = |row, column| Matrix {
+        offset: 0,
+        row,
+        column,
+    };
+    let left = Factor {
+        source: x,
+        at: &|_| matrix(inputs, 1),
+    };
+    let right = Factor {
+        source: w,
+        at: &|_| matrix(1, inputs),
+    };
+    tiles(
+        [y.len() / outputs, inputs, outputs],
+        1,
+        left,
+        right,
+        bias,
+        y,
+    );
+}
+
+/// One side of a batch of products: where each item's matrix lies.
+struct Factor<'a, E> {
+    source: &'a [E],
+    at: &'a (dyn Fn(usize) -> Matrix + Sync),
+}
+
+/// out[i] = left[i] right[i] + bias for each item of the batch, `out` dense [batch, m, n] and zero.
+fn tiles<E: Element>(
+    [m, k, n]: [usize; 3],
+    batch: usize,
+    left: Factor<E>,
+    right: Factor<E>,
+    bias: Option<&[E]>,
+    out: &mut [E],
+) {
+    if out.is_empty() {
+        return;
+    }
+    if let Some(bias) = bias {
+        for row in out.chunks_exact_mut(n) {
+            row.copy_from_slice(bias);
+        }
+    }
+    if k == 0 {
+        return;
+    }
     let tile = tile(m, k, n);
     let (down, across) = (m.div_ceil(tile.rows), n.div_ceil(tile.columns));
-    Tensor::build::<E>(op, shape, |out| {
-        if out.is_empty() || k == 0 {
-            return;
-        }
-        let base = Shared(out.as_mut_ptr());
-        let one = |task: usize| {
-            let (index, part) = (task / (down * across), task % (down * across));
-            let (row, column) = (part / across * tile.rows, part % across * tile.columns);
-            let (rows, columns) = (tile.rows.min(m - row), tile.columns.min(n - column));
-            let mut left = item(index, a, &strides_a);
-            left.offset += row * left.row;
-            let mut right = item(index, b, &strides_b);
-            right.offset += column * right.column;
-            let target = base.at(index * m * n + row * n + column);
-            multiply_into(
-                [rows, k, columns],
-                source_a,
-                left,
-                source_b,
-                right,
-                Target { at: target, row: n },
-            );
+    let base = Shared(out.as_mut_ptr());
+    let one = |task: usize| {
+        let (index, part) = (task / (down * across), task % (down * across));
+        let (row, column) = (part / across * tile.rows, part % across * tile.columns);
+        let (rows, columns) = (tile.rows.min(m - row), tile.columns.min(n - column));
+        let (mut a, mut b) = ((left.at)(index), (right.at)(index));
+        a.offset += row * a.row;
+        b.offset += column * b.column;
+        let target = Target {
+            at: base.at(index * m * n + row * n + column),
+            row: n,
+            keep: bias.is_some(),
         };
-        let tasks = batch * down * across;
-        if tasks > 1 && is_parallel(m.saturating_mul(n).saturating_mul(k).saturating_mul(batch) / 8)
-        {
-            // Small items go to threads several at a time.
-            let together = (TASK_WORK / tile.work(k)).max(1);
-            parallel(tasks.div_ceil(together), &|group| {
-                for task in group * together..((group + 1) * together).min(tasks) {
-                    one(task);
-                }
-            });
-        } else {
-            for task in 0..tasks {
+        multiply_into([rows, k, columns], left.source, a, right.source, b, target);
+    };
+    let tasks = batch * down * across;
+    let work = m.saturating_mul(n).saturating_mul(k).saturating_mul(batch);
+    // `is_parallel` counts elements; a multiply-accumulate is a fraction of an element's work.
+    if tasks > 1 && is_parallel(work / 8) {
+        // Small items go to threads several at a time.
+        let together = (TASK_WORK / tile.work(k)).max(1);
+        parallel(tasks.div_ceil(together), &|group| {
+            for task in group * together..((group + 1) * together).min(tasks) {
                 one(task);
             }
+        });
+    } else {
+        for task in 0..tasks {
+            one(task);
         }
-    })
+    }
 }
 
 /// Multiply-accumulates worth handing to a thread.
@@ -197,9 +262,11 @@ fn tile(m: usize, k: usize, n: usize) -> Tile {
 struct Target<E> {
     at: *mut E,
     row: usize,
+    /// Whether the product is added to what is there.
+    keep: bool,
 }
 
-/// out = a b for one tile. The tile must lie in an output that no other thread touches there.
+/// out = a b (+ out) for one tile. The tile must lie in an output that no other thread touches there.
 fn multiply_into<E: Element>(
     [m, k, n]: [usize; 3],
     a: &[E],
@@ -212,7 +279,7 @@ fn multiply_into<E: Element>(
     let _ = &a[left.offset + (m - 1) * left.row + (k - 1) * left.column];
     let _ = &b[right.offset + (k - 1) * right.row + (n - 1) * right.column];
     match E::DTYPE {
-        // SAFETY: `E` is the named type, so zero and one are its zero and one; reads stay within `a` and
+        // SAFETY: `E` is the named type, so one is its one; reads stay within `a` and
         // `b` (strides are not negative, and the farthest elements were just indexed); writes stay within
         // the tile, and tiles of one output do not overlap.
         DType::F32 => unsafe {
@@ -222,9 +289,12 @@ fn multiply_into<E: Element>(
                 left,
                 b.as_ptr().cast::<f32>(),
                 right,
-                out.at.cast::<f32>(),
-                out.row,
-                [0.0, 1.0],
+                Target {
+                    at: out.at.cast::<f32>(),
+                    row: out.row,
+                    keep: out.keep,
+                },
+                1.0,
             );
         },
         // SAFETY: as above.
@@ -235,9 +305,12 @@ fn multiply_into<E: Element>(
                 left,
                 b.as_ptr().cast::<f64>(),
                 right,
-                out.at.cast::<f64>(),
-                out.row,
-                [0.0, 1.0],
+                Target {
+                    at: out.at.cast::<f64>(),
+                    row: out.row,
+                    keep: out.keep,
+                },
+                1.0,
             );
         },
         DType::I64 | DType::Bool => debug_assert!(false, "matmul checked its types"),
@@ -246,16 +319,14 @@ fn multiply_into<E: Element>(
 
 /// # Safety
 /// `a`, `b` and `out` must be valid for the elements that the sizes and strides address.
-#[allow(clippy::too_many_arguments)]
-unsafe fn run<T: 'static>(
+unsafe fn run<T: Copy + 'static>(
     [m, k, n]: [usize; 3],
     a: *const T,
     left: Matrix,
     b: *const T,
     right: Matrix,
-    out: *mut T,
-    out_row: usize,
-    [zero, one]: [T; 2],
+    out: Target<T>,
+    one: T,
 ) {
     // SAFETY: passed on from the caller; offsets stay within the same storages.
     unsafe {
@@ -263,17 +334,17 @@ unsafe fn run<T: 'static>(
             m,
             n,
             k,
-            out,
+            out.at,
             1,
-            out_row as isize,
-            false,
+            out.row as isize,
+            out.keep,
             a.add(left.offset),
             left.column as isize,
             left.row as isize,
             b.add(right.offset),
             right.column as isize,
             right.row as isize,
-            zero,
+            one,
             one,
             false,
             false,

@@ -5,7 +5,7 @@ pub(crate) mod conv;
 mod create;
 mod elementwise;
 mod index;
-mod matmul;
+pub(crate) mod matmul;
 mod norm;
 pub(crate) mod pool;
 pub(crate) mod recurrent;
