@@ -181,10 +181,14 @@ fn cargo_build(
 ) -> Result<Built, Diagnostic> {
     let mut command = Command::new("cargo");
     command
+        // `cargo build` drops link-time optimisation without a word where a library is an rlib as well, and
+        // the component is four times the size.
         .args([
-            "build",
+            "rustc",
             "--release",
             "--lib",
+            "--crate-type",
+            "cdylib",
             "--target",
             TARGET,
             "--message-format=json-render-diagnostics",
