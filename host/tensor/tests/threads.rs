@@ -4,8 +4,9 @@
 mod common;
 
 use common::{Domain, Rng};
+use espalier_tensor::random::{self, Key};
 use espalier_tensor::threads::Pool;
-use espalier_tensor::{DType, Tensor, autograd, ops};
+use espalier_tensor::{DType, Result, Tensor, autograd, nn, ops, optim};
 
 /// Everything a computation makes, as bits.
 fn bits(tensors: &[Tensor]) -> Vec<u64> {
@@ -143,5 +144,100 @@ fn gradients_of_a_network() {
         let loss = ops::sum(&ops::multiply(&y, &y).unwrap(), &[], false).unwrap();
         let inputs: Vec<&Tensor> = leaves.iter().collect();
         autograd::grad(&[&loss], &[None], &inputs, false, false).unwrap()
+    });
+}
+
+/// The results of `layer` on tracked inputs, and the gradients of a weighted sum of the first result.
+fn with_gradients(
+    inputs: &[&Tensor],
+    layer: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+) -> Vec<Tensor> {
+    let leaves: Vec<Tensor> = inputs.iter().map(|t| t.with_requires_grad()).collect();
+    let mut out = layer(&leaves).unwrap();
+    let weights = random(out[0].shape(), out[0].dtype(), 99);
+    let inputs: Vec<&Tensor> = leaves.iter().collect();
+    out.extend(autograd::grad(&[&out[0]], &[Some(&weights)], &inputs, false, false).unwrap());
+    out
+}
+
+#[test]
+fn layers_and_their_gradients() {
+    let images = random(&[20, 12, 17, 19], DType::F32, 1);
+    let filters = random(&[24, 12, 3, 3], DType::F32, 2);
+    let (scale, shift) = (random(&[12], DType::F32, 3), random(&[12], DType::F32, 4));
+    same_on_any_threads("conv2d", || {
+        with_gradients(&[&images, &filters], |x| {
+            Ok(vec![ops::conv2d(&x[0], &x[1], (2, 1), (1, 1), (1, 1), 1)?])
+        })
+    });
+    same_on_any_threads("batch_norm", || {
+        with_gradients(&[&images, &scale, &shift], |x| {
+            let (y, mean, var) = ops::batch_norm(&x[0], Some(&x[1]), Some(&x[2]), None, 1e-5)?;
+            Ok(vec![y, mean, var])
+        })
+    });
+    same_on_any_threads("pooling", || {
+        with_gradients(&[&images], |x| {
+            let max = nn::max_pool2d(&x[0], (3, 3), (2, 2), (1, 1))?;
+            let mean = nn::avg_pool2d(&x[0], (3, 3), (2, 2), (1, 1))?;
+            Ok(vec![ops::add(&max, &mean)?])
+        })
+    });
+    let rows = random(&[700, 130], DType::F32, 5);
+    let weight = random(&[300, 130], DType::F32, 6);
+    let bias = random(&[300], DType::F32, 7);
+    let labels = Tensor::from_vec((0..700i64).map(|i| i % 300).collect(), &[700]).unwrap();
+    same_on_any_threads("a classifier", || {
+        with_gradients(&[&rows, &weight, &bias], |x| {
+            let normal = ops::layer_norm(&x[0], &[-1], None, None, 1e-5)?;
+            let logits = nn::linear(&normal, &x[1], Some(&x[2]))?;
+            let loss = ops::cross_entropy(&logits, &labels)?;
+            Ok(vec![
+                loss,
+                ops::softmax(&logits, 0)?,
+                ops::log_softmax(&logits, 1)?,
+            ])
+        })
+    });
+    let sequence = random(&[24, 33, 32], DType::F32, 8);
+    same_on_any_threads("attention", || {
+        with_gradients(&[&sequence, &ops::multiply(&sequence, 0.5).unwrap()], |x| {
+            Ok(vec![ops::scaled_dot_product_attention(
+                &x[0], &x[1], &x[0], None, true,
+            )?])
+        })
+    });
+    let (w_ih, w_hh) = (
+        random(&[160, 32], DType::F32, 9),
+        random(&[160, 40], DType::F32, 10),
+    );
+    same_on_any_threads("lstm", || {
+        with_gradients(&[&sequence, &w_ih, &w_hh], |x| {
+            Ok(vec![nn::lstm(&x[0], &x[1], &x[2], None, None)?])
+        })
+    });
+}
+
+#[test]
+fn random_numbers_and_updates() {
+    let gradient = random(&[300, 500], DType::F32, 1);
+    same_on_any_threads("random and optimisers", || {
+        let key = Key::new(&[1, 2, 3]);
+        let normal = random::normal(&key, &[300, 500], DType::F32).unwrap();
+        let uniform = random::uniform(&key, &[300, 500], DType::F64).unwrap();
+        let dropped = nn::dropout(&normal, 0.3, &key).unwrap();
+        let (mut value, mut m, mut v) = (normal.clone(), None, None);
+        let adam = optim::Adam {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            decoupled: true,
+        };
+        for step in 1..4 {
+            optim::adam_step(&mut value, &gradient, &mut m, &mut v, step, &adam, None).unwrap();
+        }
+        vec![normal, uniform, dropped, value, m.unwrap(), v.unwrap()]
     });
 }
