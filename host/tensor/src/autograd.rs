@@ -1,4 +1,4 @@
-//! The gradient graph: what [`record`] builds and [`grad`] walks.
+//! The gradient graph: what `record` builds and [`grad`] walks.
 //!
 //! One node stands for one tensor that some operation made from tracked parents. Node numbers grow, so a
 //! parent's number is below its children's, and descending order is a topological order: neither

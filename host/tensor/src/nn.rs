@@ -101,7 +101,7 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 /// [`crate::ops::conv2d`] plus `bias[o]` per output channel, without a pass of its own.
 ///
 /// # Errors
-/// As [`crate::ops::conv2d`]; [`Error::Shape`] for a bias that is not [o].
+/// As [`crate::ops::conv2d`]; [`Error::Shape`] for a bias that is not `[o]`.
 pub fn conv2d(
     x: &Tensor,
     w: &Tensor,

@@ -316,7 +316,7 @@ fn scatter_along(
     }))
 }
 
-/// The largest element per segment: `t` [m, ..] and `ids` [m] give [n, ..]; an empty segment is -inf (the
+/// The largest element per segment: `t[m, ..]` and `ids[m]` give `[n, ..]`; an empty segment is -inf (the
 /// smallest i64). NaN counts as largest. Serves as the shift of a segment softmax, which the shift
 /// cancels out of, so no gradient flows through it.
 ///

@@ -36,7 +36,7 @@ impl Channels {
 /// `eps` is added to the variance.
 ///
 /// # Errors
-/// [`Error::Shape`] for a rank below 2 or a parameter that is not [c], [`Error::DType`], [`Error::Budget`].
+/// [`Error::Shape`] for a rank below 2 or a parameter that is not `[c]`, [`Error::DType`], [`Error::Budget`].
 pub fn batch_norm(
     x: &Tensor,
     weight: Option<&Tensor>,

@@ -178,7 +178,7 @@ pub fn lstm(
 }
 
 /// Outputs [n, t, h] of a simple recurrent network, h_t = tanh(w_ih x_t + b_ih + w_hh h_(t-1) + b_hh), over
-/// `x[n, t, f]` from a state of zeros (Elman 1990). Weights `w_ih[h, f]`, `w_hh[h, h]`, biases [h].
+/// `x[n, t, f]` from a state of zeros (Elman 1990). Weights `w_ih[h, f]`, `w_hh[h, h]`, biases `[h]`.
 ///
 /// # Errors
 /// As [`lstm`].
