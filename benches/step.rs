@@ -32,14 +32,22 @@ const WORK: [Work; 3] = [
         layers: r#"{ kind = "linear", features = 512 }, { kind = "relu" }, { kind = "linear", features = 512 }, { kind = "relu" }, { kind = "linear", features = 10 }"#,
         batch: 128,
         shape: &[784],
-        products: &[(128, 784, 512, false), (128, 512, 512, true), (128, 512, 10, true)],
+        products: &[
+            (128, 784, 512, false),
+            (128, 512, 512, true),
+            (128, 512, 10, true),
+        ],
     },
     Work {
         name: "W2 the same, batch 32",
         layers: r#"{ kind = "linear", features = 512 }, { kind = "relu" }, { kind = "linear", features = 512 }, { kind = "relu" }, { kind = "linear", features = 10 }"#,
         batch: 32,
         shape: &[784],
-        products: &[(32, 784, 512, false), (32, 512, 512, true), (32, 512, 10, true)],
+        products: &[
+            (32, 784, 512, false),
+            (32, 512, 512, true),
+            (32, 512, 10, true),
+        ],
     },
     Work {
         name: "W3 CNN 1x28x28, batch 64, Adam",
@@ -60,7 +68,8 @@ const THREADS: usize = 2;
 
 fn npy(path: &Path, descr: &str, shape: &[usize], bytes: &[u8]) {
     let shape: String = shape.iter().map(|n| format!("{n}, ")).collect();
-    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
+    let mut header =
+        format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
     while !(header.len() + 11).is_multiple_of(64) {
         header.push(' ');
     }
@@ -79,7 +88,14 @@ fn median(mut times: Vec<f64>) -> f64 {
 
 /// Median seconds of the matrix products of a step: forward, weight gradient, and input gradient where needed.
 fn products(work: &Work) -> f64 {
-    let make = |m: usize, n: usize| random::normal(&random::Key::new(&[m as u64, n as u64]), &[m, n], DType::F32).unwrap();
+    let make = |m: usize, n: usize| {
+        random::normal(
+            &random::Key::new(&[m as u64, n as u64]),
+            &[m, n],
+            DType::F32,
+        )
+        .unwrap()
+    };
     let all: Vec<_> = work
         .products
         .iter()
@@ -107,9 +123,22 @@ fn products(work: &Work) -> f64 {
 fn step(work: &Work, folder: &Path) -> f64 {
     let mut shape = vec![SAMPLES];
     shape.extend_from_slice(work.shape);
-    let inputs = random::normal(&random::Key::new(&[1]), &shape, DType::F32).unwrap().to_vec::<f32>().unwrap();
-    npy(&folder.join("x.npy"), "<f4", &shape, &inputs.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
-    let targets: Vec<u8> = (0..SAMPLES as i64).flat_map(|i| (i % 10).to_le_bytes()).collect();
+    let inputs = random::normal(&random::Key::new(&[1]), &shape, DType::F32)
+        .unwrap()
+        .to_vec::<f32>()
+        .unwrap();
+    npy(
+        &folder.join("x.npy"),
+        "<f4",
+        &shape,
+        &inputs
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect::<Vec<_>>(),
+    );
+    let targets: Vec<u8> = (0..SAMPLES as i64)
+        .flat_map(|i| (i % 10).to_le_bytes())
+        .collect();
     npy(&folder.join("y.npy"), "<i8", &[SAMPLES], &targets);
     let file = folder.join("run.toml");
     let text = format!(
@@ -117,7 +146,10 @@ fn step(work: &Work, folder: &Path) -> f64 {
         work.layers, work.batch
     );
     std::fs::write(&file, text).unwrap();
-    let overrides = Overrides { threads: Some(THREADS), ..Overrides::default() };
+    let overrides = Overrides {
+        threads: Some(THREADS),
+        ..Overrides::default()
+    };
     let plan = runfile::load(&file, &overrides).unwrap_or_else(|error| panic!("{error}"));
     let options = RunOptions {
         out: Some(folder.join(format!("run-{}", work.batch * work.shape.len()))),
@@ -136,13 +168,22 @@ fn step(work: &Work, folder: &Path) -> f64 {
 
 fn main() {
     println!("{THREADS} threads; median of 100 steps\n");
-    println!("{:45} {:>10} {:>14} {:>8}", "work", "step", "products alone", "ratio");
+    println!(
+        "{:45} {:>10} {:>14} {:>8}",
+        "work", "step", "products alone", "ratio"
+    );
     for work in &WORK {
         let folder = std::env::temp_dir().join(format!("espalier-bench-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
         let (step, alone) = (step(work, &folder), products(work));
-        println!("{:45} {:>7.0} us {:>11.0} us {:>8.2}", work.name, step * 1e6, alone * 1e6, step / alone);
+        println!(
+            "{:45} {:>7.0} us {:>11.0} us {:>8.2}",
+            work.name,
+            step * 1e6,
+            alone * 1e6,
+            step / alone
+        );
         let _ = std::fs::remove_dir_all(&folder);
     }
 }

@@ -38,7 +38,10 @@ impl Lab {
         let folder = std::env::temp_dir().join(format!("espalier-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).expect("a temporary folder");
-        Lab { folder, registry: registry.to_path_buf() }
+        Lab {
+            folder,
+            registry: registry.to_path_buf(),
+        }
     }
 
     /// The folder.
@@ -65,7 +68,10 @@ impl Lab {
         let path = self.folder.join("run.toml");
         std::fs::write(&path, file).expect("the run file");
         let overrides = Overrides {
-            sets: sets.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            sets: sets
+                .iter()
+                .map(|(k, v)| (k.to_string(), v.to_string()))
+                .collect(),
             ..Overrides::default()
         };
         let mut events: Vec<Event> = Vec::new();
@@ -73,10 +79,14 @@ impl Lab {
             true => (None, Some(self.out(name))),
             false => (Some(self.out(name)), None),
         };
-        let options =
-            RunOptions { out, resume, registry: self.registry.clone(), cancel: Arc::new(AtomicBool::new(false)) };
-        let result =
-            runfile::load(&path, &overrides).and_then(|plan| run::execute(&plan, &options, &mut events));
+        let options = RunOptions {
+            out,
+            resume,
+            registry: self.registry.clone(),
+            cancel: Arc::new(AtomicBool::new(false)),
+        };
+        let result = runfile::load(&path, &overrides)
+            .and_then(|plan| run::execute(&plan, &options, &mut events));
         (result, events)
     }
 

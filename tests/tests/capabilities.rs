@@ -11,12 +11,21 @@ fn inspect(name: &str) -> serde_json::Value {
         .current_dir(workspace())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 fn words(value: &serde_json::Value) -> Vec<&str> {
-    value.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v.as_str().unwrap())
+        .collect()
 }
 
 #[test]
@@ -25,7 +34,10 @@ fn inspect_shows_that_a_pruner_cannot_reach_the_optimiser_or_rollouts() {
     assert_eq!(it["slot"], "pruner");
     assert!(!words(&it["imports"]).contains(&"optim"), "{it}");
     let denied = words(&it["denied"]);
-    assert!(denied.contains(&"optim") && denied.contains(&"rollouts"), "{it}");
+    assert!(
+        denied.contains(&"optim") && denied.contains(&"rollouts"),
+        "{it}"
+    );
     assert!(words(&it["imports"]).contains(&"parameters"));
 }
 

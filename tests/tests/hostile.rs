@@ -34,9 +34,20 @@ fn fails(deed: &str, call: &str) -> Diagnostic {
     let error = result.expect_err("the run should have failed");
     println!("{error}");
     assert!(began.elapsed().as_secs() < 60, "took {:?}", began.elapsed());
-    assert!(error.what.contains("plugin `hostile`"), "names no plugin: {error}");
-    let at = &error.details.iter().find(|(label, _)| label == "at").expect("says where").1;
-    assert!(at.contains(&format!("`{call}`")), "names another call than {call}: {error}");
+    assert!(
+        error.what.contains("plugin `hostile`"),
+        "names no plugin: {error}"
+    );
+    let at = &error
+        .details
+        .iter()
+        .find(|(label, _)| label == "at")
+        .expect("says where")
+        .1;
+    assert!(
+        at.contains(&format!("`{call}`")),
+        "names another call than {call}: {error}"
+    );
     assert!(events.iter().any(|e| matches!(e, Event::Checkpoint { .. })));
     let set = run::parameters_of(&lab.out("run")).expect("the last checkpoint");
     assert_eq!(set.names().len(), 4);
@@ -72,7 +83,10 @@ fn an_endless_loop_of_host_calls_meets_its_deadline() {
 #[test]
 fn a_sleeping_guest_does_not_outlive_its_deadline() {
     let error = fails("sleep", "step");
-    assert!(detail(&error, "called").contains("wasi:clocks/monotonic-clock#subscribe"), "{error}");
+    assert!(
+        detail(&error, "called").contains("wasi:clocks/monotonic-clock#subscribe"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -84,7 +98,10 @@ fn guest_memory_is_bounded() {
 #[test]
 fn tensor_bytes_are_bounded() {
     let error = fails("tensor-bytes", "step");
-    assert!(detail(&error, "budget").starts_with("64 MiB, in use"), "{error}");
+    assert!(
+        detail(&error, "budget").starts_with("64 MiB, in use"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -108,7 +125,10 @@ fn handles_are_bounded() {
 fn a_panic_tells_its_message_and_line() {
     let error = fails("panic", "step");
     assert!(error.to_string().contains("nobody expects this"), "{error}");
-    assert!(detail(&error, "source").contains("hostile/src/lib.rs:"), "{error}");
+    assert!(
+        detail(&error, "source").contains("hostile/src/lib.rs:"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -120,8 +140,14 @@ fn endless_recursion_is_a_trap() {
 fn mismatched_shapes_name_operation_shapes_and_line() {
     let error = fails("nonsense-shape", "step");
     let because = detail(&error, "because");
-    assert!(because.contains("matmul") && because.contains("[2, 3]") && because.contains("[4, 5]"), "{error}");
-    assert!(detail(&error, "source").contains("hostile/src/lib.rs:"), "{error}");
+    assert!(
+        because.contains("matmul") && because.contains("[2, 3]") && because.contains("[4, 5]"),
+        "{error}"
+    );
+    assert!(
+        detail(&error, "source").contains("hostile/src/lib.rs:"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -151,7 +177,10 @@ fn a_line_without_end_is_bounded() {
 #[test]
 fn a_plugin_cannot_end_the_process() {
     let error = fails("exit", "step");
-    assert!(detail(&error, "called").contains("wasi:cli/exit#exit"), "{error}");
+    assert!(
+        detail(&error, "called").contains("wasi:cli/exit#exit"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -169,7 +198,11 @@ fn saved_bytes_are_bounded() {
 fn a_graph_of_any_depth_is_taken_apart_without_a_stack() {
     // Deep graphs are no misdeed: the run goes on.
     let lab = Lab::hostile("deep-graph");
-    let sets = [("trainer.with.deed", "deep-graph"), ("trainer.limits.call", "30 s"), ("trainer.limits.tensors", "512 MiB")];
+    let sets = [
+        ("trainer.with.deed", "deep-graph"),
+        ("trainer.limits.call", "30 s"),
+        ("trainer.limits.tensors", "512 MiB"),
+    ];
     assert_eq!(lab.finish("run", RUN, &sets).0.steps, 8);
 }
 
@@ -185,12 +218,21 @@ fn a_nonsense_objective_is_the_trainers_fault_not_the_askers() {
 #[test]
 fn a_plugin_that_dies_is_started_again_where_the_run_file_says_so() {
     let lab = Lab::hostile("restart");
-    let sets = [("trainer.with.deed", "panic"), ("trainer.on-failure", "restart")];
+    let sets = [
+        ("trainer.with.deed", "panic"),
+        ("trainer.on-failure", "restart"),
+    ];
     let (result, events) = lab.run("run", RUN, &sets, false);
     // It panics at step 5 again each time, so in the end the run fails; but it was tried.
     let error = result.expect_err("panics for ever");
     assert!(error.to_string().contains("restarts"), "{error}");
-    assert_eq!(events.iter().filter(|e| matches!(e, Event::Warning { .. })).count(), 3);
+    assert_eq!(
+        events
+            .iter()
+            .filter(|e| matches!(e, Event::Warning { .. }))
+            .count(),
+        3
+    );
 }
 
 #[test]
@@ -199,7 +241,10 @@ fn a_pruner_that_imports_the_optimiser_is_refused_before_anything_runs() {
     let file = format!("{RUN}\n[pruner]\nplugin = \"overreach\"\n");
     let (result, events) = lab.run("run", &file, &[], false);
     let error = result.expect_err("refused");
-    assert!(error.to_string().contains("espalier:plugin/optim@0.1.0"), "{error}");
+    assert!(
+        error.to_string().contains("espalier:plugin/optim@0.1.0"),
+        "{error}"
+    );
     assert!(!events.iter().any(|e| matches!(e, Event::Started { .. })));
     assert!(!lab.out("run").exists(), "nothing was written");
 }

@@ -22,7 +22,13 @@ fn hurried(pruner: &str) -> &'static str {
 #[test]
 fn every_trainer_runs_with_every_pruner_and_pruned_weights_are_zero() {
     let registry = Registry::load(&workspace().join("registry.toml")).unwrap();
-    let names = |slot| registry.entries.iter().filter(move |e| e.slot == slot).map(|e| e.name.clone());
+    let names = |slot| {
+        registry
+            .entries
+            .iter()
+            .filter(move |e| e.slot == slot)
+            .map(|e| e.name.clone())
+    };
     let mut pairs = 0;
     for trainer in names(Slot::Trainer) {
         for pruner in names(Slot::Pruner) {
@@ -56,24 +62,39 @@ with = {{ {options} }}
             assert!(
                 !events.iter().any(|e| matches!(e, Event::Warning { .. })),
                 "{trainer} with {pruner}: {:?}",
-                events.iter().filter(|e| matches!(e, Event::Warning { .. })).collect::<Vec<_>>()
+                events
+                    .iter()
+                    .filter(|e| matches!(e, Event::Warning { .. }))
+                    .collect::<Vec<_>>()
             );
             let set = run::parameters_of(&lab.out("run")).unwrap();
             let (mut masked, mut total) = (0u64, 0u64);
             for info in set.infos().iter().filter(|i| i.kind == Kind::Weight) {
                 let values = set.stored(&info.name).unwrap().to_list().unwrap();
                 total += values.len() as u64;
-                let Some(mask) = set.mask(&info.name).unwrap() else { continue };
+                let Some(mask) = set.mask(&info.name).unwrap() else {
+                    continue;
+                };
                 for (value, alive) in values.iter().zip(mask.to_list().unwrap()) {
                     if alive == 0.0 {
                         masked += 1;
-                        assert!(*value == 0.0, "{trainer} with {pruner}: a pruned weight of {} is {value}", info.name);
+                        assert!(
+                            *value == 0.0,
+                            "{trainer} with {pruner}: a pruned weight of {} is {value}",
+                            info.name
+                        );
                     }
                 }
             }
-            assert!(masked > total / 3, "{trainer} with {pruner}: only {masked} of {total} are pruned");
+            assert!(
+                masked > total / 3,
+                "{trainer} with {pruner}: only {masked} of {total} are pruned"
+            );
             let sparsity = finished.metrics["sparsity"];
-            assert!((sparsity - masked as f64 / total as f64).abs() < 1e-12, "{trainer} with {pruner}: {sparsity}");
+            assert!(
+                (sparsity - masked as f64 / total as f64).abs() < 1e-12,
+                "{trainer} with {pruner}: {sparsity}"
+            );
             pairs += 1;
         }
     }

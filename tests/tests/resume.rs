@@ -23,7 +23,10 @@ fn end(folder: &Path, last: &str) -> End {
     last["run"].take();
     last["seconds"].take();
     End {
-        parameters: run::parameters_of(folder).unwrap().content_digest().unwrap(),
+        parameters: run::parameters_of(folder)
+            .unwrap()
+            .content_digest()
+            .unwrap(),
         metrics: std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap(),
         last,
     }
@@ -31,16 +34,31 @@ fn end(folder: &Path, last: &str) -> End {
 
 fn command(file: &Path, place: [&str; 2], threads: &str) -> Command {
     let mut command = Command::new(espalier());
-    command.arg("run").arg(file).args(place).args(["--threads", threads, "--json"]);
-    command.arg("--registry").arg(workspace().join("registry.toml"));
-    command.current_dir(workspace()).stderr(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .arg("run")
+        .arg(file)
+        .args(place)
+        .args(["--threads", threads, "--json"]);
+    command
+        .arg("--registry")
+        .arg(workspace().join("registry.toml"));
+    command
+        .current_dir(workspace())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped());
     command
 }
 
 fn whole(file: &Path, out: &Path, threads: &str) -> End {
-    let output = command(file, ["--out", out.to_str().unwrap()], threads).output().unwrap();
+    let output = command(file, ["--out", out.to_str().unwrap()], threads)
+        .output()
+        .unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     end(out, said.lines().last().unwrap())
 }
 
@@ -70,26 +88,43 @@ fn killed_ten_times_ends_in_the_same_bits(name: &str, file: &str, seed: u64) {
     let path = lab.folder().join("run.toml");
     std::fs::write(&path, file).unwrap();
     let expected = whole(&path, &lab.out("whole"), "2");
-    assert_eq!(whole(&path, &lab.out("single"), "1"), expected, "one thread and two threads differ");
+    assert_eq!(
+        whole(&path, &lab.out("single"), "1"),
+        expected,
+        "one thread and two threads differ"
+    );
 
     let out = lab.out("killed");
-    let (place, again) = (["--out", out.to_str().unwrap()], ["--resume", out.to_str().unwrap()]);
+    let (place, again) = (
+        ["--out", out.to_str().unwrap()],
+        ["--resume", out.to_str().unwrap()],
+    );
     // Random moments, the same in every run of the test.
     let mut state = seed;
     let mut kills = 0;
     let steps = expected.metrics.lines().count();
     while kills < 10 {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         let lines = 1 + (state >> 33) as usize % (steps / 6);
         // Before the first checkpoint there is nothing to resume: the folder holds the lock only, and a resume
         // begins at step 0.
         let started = out.join("lock.toml").exists();
         let command = command(&path, if started { again } else { place }, "2");
-        assert!(kill_after(command, lines), "the run ended before it was killed {} times", kills + 1);
+        assert!(
+            kill_after(command, lines),
+            "the run ended before it was killed {} times",
+            kills + 1
+        );
         kills += 1;
     }
     let output = command(&path, again, "2").output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let said = String::from_utf8(output.stdout).unwrap();
     let found = end(&out, said.lines().last().unwrap());
     assert_eq!(found.last, expected.last);
@@ -185,8 +220,13 @@ plugin = "backprop"
 "#;
     lab.finish("run", file, &[]);
     let (result, _) = lab.run("run", file, &[("trainer.with.lr", "0.5")], true);
-    let error = result.expect_err("another learning rate is another run").to_string();
-    assert!(error.contains("the list of plugins and their options differs"), "{error}");
+    let error = result
+        .expect_err("another learning rate is another run")
+        .to_string();
+    assert!(
+        error.contains("the list of plugins and their options differs"),
+        "{error}"
+    );
     let (result, _) = lab.run("nowhere", file, &[], true);
     let error = result.expect_err("no such folder").to_string();
     assert!(error.contains("is not the folder of a run"), "{error}");

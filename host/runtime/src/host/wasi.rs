@@ -7,9 +7,7 @@
 
 use espalier_tensor::random;
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{
-    Component, Linker, LinkerInstance, Resource, ResourceType, Val,
-};
+use wasmtime::component::{Component, Linker, LinkerInstance, Resource, ResourceType, Val};
 use wasmtime::{Engine, Result, StoreContextMut};
 
 use super::guest::{Guest, Refusal, misuse};

@@ -5,8 +5,8 @@ use espalier_sdk::data::Stream;
 use espalier_sdk::parameters::SgdOptions;
 use espalier_sdk::tensor::Dtype;
 use espalier_sdk::{
-    Batch, Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo, StepReport, Tensor,
-    Trainer, grad,
+    Batch, Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo,
+    StepReport, Tensor, Trainer, grad,
 };
 
 /// What it does.
@@ -53,7 +53,11 @@ struct Hostile {
 fn recurse(depth: u64) -> u64 {
     let mut room = [depth; 128];
     std::hint::black_box(&mut room);
-    if depth == u64::MAX { 0 } else { recurse(depth + 1) + room[(depth % 128) as usize] }
+    if depth == u64::MAX {
+        0
+    } else {
+        recurse(depth + 1) + room[(depth % 128) as usize]
+    }
 }
 
 impl Hostile {
@@ -80,7 +84,11 @@ impl Hostile {
                 }
             }
             Deed::OneHugeTensor => {
-                Tensor::full(&[4_000_000_000, 4_000_000_000, 4_000_000_000], 1.0, Dtype::F64);
+                Tensor::full(
+                    &[4_000_000_000, 4_000_000_000, 4_000_000_000],
+                    1.0,
+                    Dtype::F64,
+                );
             }
             Deed::HugeMatmul => {
                 let line = Tensor::full(&[1, 1], 1.0, Dtype::F32);
@@ -132,7 +140,12 @@ impl Trainer for Hostile {
 
     fn new(run: &RunInfo, options: Settings) -> Result<Self, Error> {
         let stream = Stream::train(run.batch_size, &[0]);
-        Ok(Hostile { deed: options.deed, model: Model::main(), stream, step: 0 })
+        Ok(Hostile {
+            deed: options.deed,
+            model: Model::main(),
+            stream,
+            step: 0,
+        })
     }
 
     fn step(&mut self, at: &StepInfo) -> StepReport {
@@ -141,18 +154,36 @@ impl Trainer for Hostile {
             self.act();
         }
         let batch = self.stream.next_endless();
-        let loss = self.model.forward(batch.fields(), Mode::Train).cross_entropy(batch.targets()).mean(&[]);
+        let loss = self
+            .model
+            .forward(batch.fields(), Mode::Train)
+            .cross_entropy(batch.targets())
+            .mean(&[]);
         let set = ParameterSet::main();
         let names = set.trainable();
         let values = set.values(&names);
         let grads = grad(&loss, &values.iter().collect::<Vec<_>>());
-        set.sgd(&names, &grads, SgdOptions { lr: 0.1, ..Default::default() });
+        set.sgd(
+            &names,
+            &grads,
+            SgdOptions {
+                lr: 0.1,
+                ..Default::default()
+            },
+        );
         StepReport::new(loss.item(), batch.count())
     }
 
     fn objective(&self, batch: &Batch) -> Tensor {
-        let losses = self.model.forward(batch.fields(), Mode::Train).cross_entropy(batch.targets());
-        if self.deed == Deed::NonsenseObjective { losses.sum(&[]) } else { losses }
+        let losses = self
+            .model
+            .forward(batch.fields(), Mode::Train)
+            .cross_entropy(batch.targets());
+        if self.deed == Deed::NonsenseObjective {
+            losses.sum(&[])
+        } else {
+            losses
+        }
     }
 
     fn predict(&self, batch: &Batch) -> Prediction {
