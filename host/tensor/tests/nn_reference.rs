@@ -1084,3 +1084,19 @@ fn a_result_over_the_budget_is_refused() {
     );
     drop(scope);
 }
+
+#[test]
+fn kernels_far_larger_than_their_input_cost_no_more_than_the_input() {
+    let huge = 1usize << 40;
+    let x = random(1, &[1, 1, 2, 3]).with_requires_grad();
+    let largest = nn::max_pool2d(&x, (huge, huge), (1, 1), (huge / 2, huge / 2)).unwrap();
+    assert_eq!(largest.shape(), [1, 1, 3, 4]);
+    let means = nn::avg_pool2d(&x, (huge, 1), (1, 1), (huge / 2, 0)).unwrap();
+    assert_eq!(means.shape(), [1, 1, 3, 3]);
+    // A weight without output channels holds nothing, whatever its kernel.
+    let w = Tensor::zeros(&[0, 1, huge, 1], DType::F64).unwrap();
+    let y = ops::conv2d(&x, &w, (1, 1), (huge / 2, 0), (1, 1), 1).unwrap();
+    let u = Tensor::zeros(y.shape(), DType::F64).unwrap();
+    let dx = grad(&[&y], &[Some(&u)], &[&x], false, false).unwrap();
+    assert_eq!(list(&dx[0]), [0.0; 6]);
+}

@@ -273,6 +273,12 @@ impl Geometry {
     fn positions(&self) -> usize {
         self.oh * self.ow
     }
+    /// Multiply-adds of one pass.
+    fn operations(&self) -> usize {
+        (self.n * self.o)
+            .saturating_mul(self.positions())
+            .saturating_mul(self.patch())
+    }
     /// Whether a patch is a pixel, so that the input already is the unfolded matrix.
     fn pointwise(&self) -> bool {
         self.kernel == (1, 1) && self.stride == (1, 1) && self.padding == (0, 0)
@@ -497,7 +503,7 @@ pub(crate) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]
         }
     };
     let pieces = split_channels(y, og * p, per_task * p);
-    run(pieces, g.n * g.o * p * k, work);
+    run(pieces, g.operations(), work);
 }
 
 /// Cuts a tensor of `[.., group]` into pieces of at most `piece` elements that do not straddle groups.
@@ -532,6 +538,11 @@ fn run<T: Real>(
 pub(crate) fn input_gradient<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T]) {
     let (p, k, og) = (g.positions(), g.patch(), g.og());
     if dx.is_empty() {
+        return;
+    }
+    // Without output channels a patch may be of any size: nothing bounds it.
+    if w.is_empty() || dy.is_empty() {
+        dx.fill(T::ZERO);
         return;
     }
     let room = g.scratch();
@@ -575,7 +586,7 @@ pub(crate) fn input_gradient<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut 
         }
     };
     let size = g.cg() * g.h * g.w;
-    run(dx.chunks_mut(size).collect(), g.n * g.o * p * k, work);
+    run(dx.chunks_mut(size).collect(), g.operations(), work);
 }
 
 /// dw[o, c / groups, kh, kw] from x and dy: partial sums over fixed runs of samples, added in order.
@@ -645,7 +656,7 @@ pub(crate) fn weight_gradient<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut
             }
         }
     };
-    let operations = g.n * g.o * p * k;
+    let operations = g.operations();
     if parts == 1 {
         run(split_channels(dw, og * k, per_task * k), operations, work);
         return;

@@ -188,6 +188,16 @@ impl Windows {
     fn halves(&self) -> bool {
         self.kernel == (2, 2) && self.stride == (2, 2) && self.padding == (0, 0)
     }
+    /// Columns of the kernel that meet an input column for some output column. A kernel may be far larger
+    /// than its input where padding makes it fit.
+    fn columns_of_kernel(&self) -> std::ops::Range<usize> {
+        let first = self.padding.1.saturating_sub((self.ow - 1) * self.stride.1);
+        first..self.kernel.1.min(self.w.saturating_add(self.padding.1))
+    }
+    /// One over the number of elements of a kernel.
+    fn share<T: Real>(&self) -> T {
+        T::of(1.0 / (self.kernel.0 as f64 * self.kernel.1 as f64))
+    }
     /// Input rows and columns of the window of output position (r, q).
     fn window(&self, r: usize, q: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         let span = |at: usize, stride: usize, padding: usize, kernel: usize, size: usize| {
@@ -245,7 +255,7 @@ simd_fn! {
             let (lines, _) = g.window(r, 0);
             for line in lines {
                 let source = &x[line * g.w..(line + 1) * g.w];
-                for j in 0..g.kernel.1 {
+                for j in g.columns_of_kernel() {
                     let columns = inside(j, g.padding.1, g.stride.1, g.w, g.ow);
                     if columns.is_empty() {
                         continue;
@@ -333,7 +343,7 @@ simd_fn! {
 
 /// The mean of each window; padding counts as zeros.
 pub(crate) fn average_forward<T: Real>(g: &Windows, x: &[T], y: &mut [T]) {
-    let scale = T::of(1.0 / (g.kernel.0 * g.kernel.1) as f64);
+    let scale = g.share();
     planes(x, g.h * g.w, y, g.oh * g.ow, |_, x, y| {
         for (r, out) in y.chunks_exact_mut(g.ow).enumerate() {
             for (q, v) in out.iter_mut().enumerate() {
@@ -352,7 +362,7 @@ pub(crate) fn average_forward<T: Real>(g: &Windows, x: &[T], y: &mut [T]) {
 
 /// The transpose of [`average_forward`]: spreads each window's cotangent evenly over it.
 pub(crate) fn average_backward<T: Real>(g: &Windows, dy: &[T], dx: &mut [T]) {
-    let scale = T::of(1.0 / (g.kernel.0 * g.kernel.1) as f64);
+    let scale = g.share();
     dx.fill(T::ZERO);
     planes(dy, g.oh * g.ow, dx, g.h * g.w, |_, dy, dx| {
         for (r, given) in dy.chunks_exact(g.ow).enumerate() {
