@@ -391,40 +391,40 @@ simd_fn! {
 }
 
 simd_fn! {
-/// Adds an unfolded block back to where its elements came from: the transpose of [`unfold`].
-fn fold_back<T>(g: &Geometry, block: &[T], at: Block, x: &mut [T]) {
-    let span = at.right - at.left;
-    let mut lines = block.chunks_exact(at.width());
-    for plane in x.chunks_exact_mut(g.h * g.w) {
-        for i in 0..g.kernel.0 {
-            for j in 0..g.kernel.1 {
-                let Some(line) = lines.next() else { return };
-                let columns = at.clip(inside(j * g.dilation.1, g.padding.1, g.stride.1, g.w, g.ow));
-                if columns.is_empty() {
-                    continue;
-                }
-                for (row, cells) in (at.from..at.to).zip(line.chunks_exact(span)) {
-                    let y = (row * g.stride.0 + i * g.dilation.0).wrapping_sub(g.padding.0);
-                    if y >= g.h {
+    /// Adds an unfolded block back to where its elements came from: the transpose of [`unfold`].
+    fn fold_back<T>(g: &Geometry, block: &[T], at: Block, x: &mut [T]) {
+        let span = at.right - at.left;
+        let mut lines = block.chunks_exact(at.width());
+        for plane in x.chunks_exact_mut(g.h * g.w) {
+            for i in 0..g.kernel.0 {
+                for j in 0..g.kernel.1 {
+                    let Some(line) = lines.next() else { return };
+                    let columns = at.clip(inside(j * g.dilation.1, g.padding.1, g.stride.1, g.w, g.ow));
+                    if columns.is_empty() {
                         continue;
                     }
-                    let target = &mut plane[y * g.w..(y + 1) * g.w];
-                    let first = columns.start * g.stride.1 + j * g.dilation.1 - g.padding.1;
-                    let cells = &cells[columns.start - at.left..columns.end - at.left];
-                    if g.stride.1 == 1 {
-                        for (t, &v) in target[first..first + cells.len()].iter_mut().zip(cells) {
-                            *t += v;
+                    for (row, cells) in (at.from..at.to).zip(line.chunks_exact(span)) {
+                        let y = (row * g.stride.0 + i * g.dilation.0).wrapping_sub(g.padding.0);
+                        if y >= g.h {
+                            continue;
                         }
-                    } else {
-                        for (t, &v) in target[first..].iter_mut().step_by(g.stride.1).zip(cells) {
-                            *t += v;
+                        let target = &mut plane[y * g.w..(y + 1) * g.w];
+                        let first = columns.start * g.stride.1 + j * g.dilation.1 - g.padding.1;
+                        let cells = &cells[columns.start - at.left..columns.end - at.left];
+                        if g.stride.1 == 1 {
+                            for (t, &v) in target[first..first + cells.len()].iter_mut().zip(cells) {
+                                *t += v;
+                            }
+                        } else {
+                            for (t, &v) in target[first..].iter_mut().step_by(g.stride.1).zip(cells) {
+                                *t += v;
+                            }
                         }
                     }
                 }
             }
         }
     }
-}
 }
 
 /// Output positions whose input position `p * stride + shift - padding` lies in `0..size`.

@@ -315,7 +315,7 @@ simd_fn! {
                 for (((u, l), (du, dl)), &given) in inputs.zip(outputs).zip(given) {
                     // A later element wins where it is larger, or is the first NaN. Without branches, so
                     // that the loop vectorises.
-                                        let right_up = replaces(u[1], u[0]);
+                    let right_up = replaces(u[1], u[0]);
                     let right_down = replaces(l[1], l[0]);
                     let top = if right_up { u[1] } else { u[0] };
                     let bottom = if right_down { l[1] } else { l[0] };
