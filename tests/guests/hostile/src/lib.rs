@@ -92,7 +92,7 @@ impl Hostile {
             }
             Deed::HugeMatmul => {
                 let line = Tensor::full(&[1, 1], 1.0, Dtype::F32);
-                let wide = line.broadcast_to(&[4_000_000, 4_000_000]);
+                let wide = line.broadcast_to(&[4_000, 4_000]);
                 wide.matmul(&wide);
             }
             Deed::Handles => {
