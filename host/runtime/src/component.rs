@@ -334,11 +334,22 @@ fn compatibility(engine: &Engine) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-/// The options a component declares, asked of a fresh instance that has nothing else.
-pub fn describe(
-    source: &str,
-    component: &Loaded,
-) -> Result<(String, String, String, Vec<OptionInfo>, Vec<String>), Diagnostic> {
+/// What a component says of itself, checked.
+pub struct Description {
+    /// Its name for itself.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// One sentence.
+    pub summary: String,
+    /// What a run file may set.
+    pub options: Vec<OptionInfo>,
+    /// The events a pruner wants; empty for all.
+    pub events: Vec<String>,
+}
+
+/// Asks a fresh instance, which has nothing else, for its description.
+pub fn describe(source: &str, component: &Loaded) -> Result<Description, Diagnostic> {
     let shared = Rc::new(Shared::new(RunState::empty(0)));
     let limits = Limits {
         call: Duration::from_secs(10),
@@ -370,7 +381,13 @@ pub fn describe(
         .expected(EVENTS.join(", "))
         .help_if(nearest(wrong, EVENTS).map(|n| format!("did it mean `{n}`?"))));
     }
-    Ok((d.name, d.version, d.summary, options, d.events))
+    Ok(Description {
+        name: d.name,
+        version: d.version,
+        summary: d.summary,
+        options,
+        events: d.events,
+    })
 }
 
 fn option_info(source: &str, o: WitOption) -> Result<OptionInfo, Diagnostic> {
@@ -431,7 +448,13 @@ pub fn wit_value(v: &OptionValue) -> Value {
 /// Everything about a component that can be known without running it (but for its own description).
 pub fn inspect(source: &str, bytes: &[u8]) -> Result<Inspection, Diagnostic> {
     let loaded = load(source, bytes)?;
-    let (name, version, summary, options, _) = describe(source, &loaded)?;
+    let Description {
+        name,
+        version,
+        summary,
+        options,
+        ..
+    } = describe(source, &loaded)?;
     let denied = CAPABILITIES
         .iter()
         .filter(|c| !granted(loaded.slot).contains(c))

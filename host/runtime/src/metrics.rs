@@ -60,7 +60,7 @@ impl Sums {
             ));
         }
         let n = targets.shape().first().copied().unwrap_or(0);
-        let width = if n == 0 { 0 } else { output.numel() / n };
+        let width = output.numel().checked_div(n).unwrap_or(0);
         let predicted = output.to_list().map_err(|e| e.to_string())?;
         let truth = targets.to_list().map_err(|e| e.to_string())?;
         match (kind, self.classes) {

@@ -103,14 +103,28 @@ impl Part {
                     .help("the registry entry names the wrong slot, or the wrong component"),
             );
         }
-        let (_, _, _, declared, events) = component::describe(&plan.name, &loaded)?;
-        let settings = options::check(&plan.name, &declared, &plan.options, &plan.option_places)?;
+        let about = component::describe(&plan.name, &loaded)?;
+        if about.version != version {
+            return Err(Diagnostic::new(format!(
+                "plugin `{}` is not the version that the registry names",
+                plan.name
+            ))
+            .expected(format!("{version}, as the registry says"))
+            .found(format!("{}, as the component says", about.version))
+            .help("correct the registry entry, or bring that version of the component"));
+        }
+        let settings = options::check(
+            &plan.name,
+            &about.options,
+            &plan.options,
+            &plan.option_places,
+        )?;
         Ok(Part {
             plan: plan.clone(),
             version: version.to_string(),
             loaded,
             settings,
-            events,
+            events: about.events,
         })
     }
 

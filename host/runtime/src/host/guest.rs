@@ -71,7 +71,7 @@ pub fn bytes(n: u64) -> String {
     for (unit, size) in UNITS {
         if n >= size {
             let value = n as f64 / size as f64;
-            let digits = if n % size == 0 { 0 } else { 1 };
+            let digits = usize::from(!n.is_multiple_of(size));
             return format!("{value:.digits$} {unit}");
         }
     }

@@ -116,7 +116,7 @@ impl Host for Guest {
             .borrow_mut()
             .sets
             .entry(id.clone())
-            .or_insert_with(ParameterSet::new);
+            .or_default();
         self.put_set(id)
     }
 
