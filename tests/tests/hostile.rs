@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use espalier_runtime::diagnostic::Diagnostic;
-use espalier_runtime::events::Event;
+use espalier_runtime::events::{Ending, Event};
 use espalier_runtime::run;
 use espalier_tests::lab::Lab;
 
@@ -192,6 +192,71 @@ fn an_unknown_parameter_is_named_with_the_nearest() {
 #[test]
 fn saved_bytes_are_bounded() {
     fails("huge-save", "save");
+}
+
+#[test]
+fn a_view_is_no_larger_than_the_tensors_granted() {
+    let error = fails("view", "step");
+    assert!(
+        detail(&error, "operation").starts_with("broadcast_to"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_outlives_its_handle_is_bounded() {
+    for (deed, words) in [
+        ("sets", "more than 1024 parameter sets and models"),
+        ("parameters", "more than 65536 parameters"),
+        ("models", "more than 1024 parameter sets and models"),
+        ("tags", "more than 64 tags"),
+        ("layers", "at most 1024"),
+        ("long-name", "a name of 500000 bytes; at most 256"),
+        ("split-of-nothing", "2000000000 samples; at most 16777216"),
+        ("long-key", "a key of 100000 numbers"),
+    ] {
+        let error = fails(deed, "step");
+        assert!(detail(&error, "because").contains(words), "{deed}: {error}");
+    }
+}
+
+#[test]
+fn a_plugin_cannot_write_over_the_terminal() {
+    let lab = Lab::hostile("escape");
+    let (_, events) = lab.finish("run", RUN, &[("trainer.with.deed", "escape")]);
+    let said: Vec<&str> = events
+        .iter()
+        .filter_map(|e| match e {
+            Event::Log { text, .. } => Some(text.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        said,
+        ["\u{fffd}[2Jfinished\u{fffd}", "\u{fffd}]0;finished\u{fffd}"]
+    );
+}
+
+#[test]
+fn a_run_that_measured_infinity_can_be_gone_on_with() {
+    let lab = Lab::hostile("infinite-loss");
+    let sets = [("trainer.with.deed", "infinite-loss")];
+    let (finished, _) = lab.finish("run", RUN, &sets);
+    assert_eq!(finished.metrics["test/loss"], f64::INFINITY);
+    let (result, _) = lab.run("run", RUN, &sets, true);
+    let Ok(Ending::Finished(again)) = result else {
+        panic!("{result:?}");
+    };
+    assert_eq!(again.metrics, finished.metrics);
+}
+
+#[test]
+fn a_split_added_at_the_start_is_there_once_after_a_resume() {
+    let lab = Lab::hostile("split-at-start");
+    let sets = [("trainer.with.deed", "split-at-start")];
+    lab.finish("run", RUN, &sets);
+    let (result, _) = lab.run("run", RUN, &sets, true);
+    result.unwrap();
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! Compiled code is kept by digest in a private directory and never accepted from anywhere else.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::diagnostic::{Diagnostic, nearest};
 use crate::host::bindings::trainer::espalier::plugin::options::{
     Kind, OptionInfo as WitOption, Value,
 };
+use crate::host::guest::shown;
 use crate::host::session::Session;
 use crate::host::state::{RunState, Shared};
 use crate::options::{OptionInfo, OptionKind};
@@ -159,7 +160,7 @@ pub fn engine() -> Result<Engine, Diagnostic> {
         })
 }
 
-/// SHA-256 in hexadecimal.
+/// SHA-256 in lower-case hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
@@ -382,9 +383,9 @@ pub fn describe(source: &str, component: &Loaded) -> Result<Description, Diagnos
         .help_if(nearest(wrong, EVENTS).map(|n| format!("did it mean `{n}`?"))));
     }
     Ok(Description {
-        name: d.name,
-        version: d.version,
-        summary: d.summary,
+        name: shown(&d.name),
+        version: shown(&d.version),
+        summary: shown(&d.summary),
         options,
         events: d.events,
     })
@@ -405,7 +406,7 @@ fn option_info(source: &str, o: WitOption) -> Result<OptionInfo, Diagnostic> {
         default: option_value(o.default),
         min: o.min,
         max: o.max,
-        doc: o.doc,
+        doc: shown(&o.doc),
     };
     let given = BTreeMap::from([(info.name.clone(), info.default.clone())]);
     match crate::options::check(
@@ -479,9 +480,4 @@ pub fn read(path: &Path) -> Result<Vec<u8>, Diagnostic> {
     std::fs::read(path).map_err(|error| {
         Diagnostic::new(format!("`{}` could not be read", path.display())).because(&error)
     })
-}
-
-/// Where compiled components are kept, for `--help` and messages.
-pub fn cache_folder() -> Option<PathBuf> {
-    crate::cache::private_folder()
 }

@@ -610,7 +610,8 @@ impl<'r, 'd> Field<'r, 'd> {
             _ => return self.mistyped(EXPECTED),
         };
         match seconds
-            .filter(|seconds| *seconds > 0.0)
+            // Thirty years: an instant that far ahead can still be represented.
+            .filter(|seconds| *seconds > 0.0 && *seconds <= 1e9)
             .map(Duration::try_from_secs_f64)
         {
             Some(Ok(duration)) => Some(duration),

@@ -60,18 +60,18 @@ impl Sums {
             ));
         }
         let n = targets.shape().first().copied().unwrap_or(0);
-        let width = output.numel().checked_div(n).unwrap_or(0);
-        let predicted = output.to_list().map_err(|e| e.to_string())?;
-        let truth = targets.to_list().map_err(|e| e.to_string())?;
+        // Shapes are compared before anything is read: a view may have more elements than memory holds.
+        let list = |t: &Tensor| t.to_list().map_err(|e| e.to_string());
         match (kind, self.classes) {
             (Prediction::Logits | Prediction::Probabilities, classes) if classes > 0 => {
-                if output.shape() != [n, classes as usize] {
+                let width = classes as usize;
+                if output.shape() != [n, width] {
                     return Err(format!(
                         "predictions have shape {:?}, expected [{n}, {classes}]",
                         output.shape()
                     ));
                 }
-                for (row, &class) in predicted.chunks_exact(width.max(1)).zip(&truth) {
+                for (row, &class) in list(output)?.chunks_exact(width).zip(&list(targets)?) {
                     self.classified(kind, row, class as usize);
                 }
             }
@@ -83,14 +83,14 @@ impl Sums {
                 } else {
                     1
                 };
-                if predicted.len() != truth.len() * step {
+                if output.numel() != targets.numel() * step {
                     return Err(format!(
                         "predictions have shape {:?}, targets {:?}",
                         output.shape(),
                         targets.shape()
                     ));
                 }
-                for (p, t) in predicted.chunks_exact(step).zip(&truth) {
+                for (p, t) in list(output)?.chunks_exact(step).zip(&list(targets)?) {
                     self.loss += (p[0] - t) * (p[0] - t);
                     self.values += 1;
                 }

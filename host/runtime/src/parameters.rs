@@ -302,6 +302,19 @@ impl Entry {
     }
 }
 
+/// The mask that an update applies as it goes: one that does not keep the hidden values.
+fn pruned(mask: &Option<Mask>) -> Option<&Tensor> {
+    mask.as_ref()
+        .filter(|mask| !mask.keep)
+        .map(|mask| &mask.live)
+}
+
+/// Where each name stands.
+fn places(entries: &[Entry]) -> BTreeMap<String, usize> {
+    let names = entries.iter().map(|entry| entry.name.clone());
+    names.zip(0..).collect()
+}
+
 /// Named parameters in the order of their creation.
 ///
 /// A clone is cheap and independent: tensors are shared until one of the two changes them.
@@ -383,6 +396,11 @@ impl ParameterSet {
     /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Parameters of the set and of every snapshot of it: what it costs beside tensors.
+    pub fn entries_kept(&self) -> usize {
+        self.entries.len() + self.tags.values().map(Vec::len).sum::<usize>()
     }
 
     /// True if a parameter has that name.
@@ -548,11 +566,6 @@ impl ParameterSet {
         self.tags.keys().cloned().collect()
     }
 
-    /// Forgets a snapshot; nothing happens if there is none.
-    pub fn drop_tag(&mut self, tag: &str) {
-        self.tags.remove(tag);
-    }
-
     /// Makes the set what it was at the snapshot: values, masks, optimiser state; parameters created
     /// since then are gone. Snapshots themselves stay.
     ///
@@ -560,12 +573,7 @@ impl ParameterSet {
     /// Unknown tag.
     pub fn rollback(&mut self, tag: &str) -> Result<()> {
         self.entries = self.tagged(tag)?.clone();
-        self.index = self
-            .entries
-            .iter()
-            .enumerate()
-            .map(|(at, e)| (e.name.clone(), at))
-            .collect();
+        self.index = places(&self.entries);
         Ok(())
     }
 
@@ -587,12 +595,7 @@ impl ParameterSet {
             }
         }
         self.entries = restored;
-        self.index = self
-            .entries
-            .iter()
-            .enumerate()
-            .map(|(at, e)| (e.name.clone(), at))
-            .collect();
+        self.index = places(&self.entries);
         Ok(())
     }
 
@@ -607,11 +610,7 @@ impl ParameterSet {
             let fail = entry.fail("sgd");
             // The leaf shares the value's storage: let go of it, or the step must copy.
             entry.leaf = None;
-            let mask = entry
-                .mask
-                .as_ref()
-                .filter(|mask| !mask.keep)
-                .map(|mask| &mask.live);
+            let mask = pruned(&entry.mask);
             optim::sgd_step(
                 &mut entry.value,
                 &grad.detach(),
@@ -633,11 +632,7 @@ impl ParameterSet {
             let entry = &mut self.entries[at];
             let fail = entry.fail("adam");
             entry.leaf = None;
-            let mask = entry
-                .mask
-                .as_ref()
-                .filter(|mask| !mask.keep)
-                .map(|mask| &mask.live);
+            let mask = pruned(&entry.mask);
             let (m, v) = (&mut entry.adam_m, &mut entry.adam_v);
             optim::adam_step(
                 &mut entry.value,
@@ -782,11 +777,7 @@ impl ParameterSet {
             let kept = load_entries(&tag.entries, &format!("{prefix}/tags/{number}"), tensors);
             tags.insert(tag.tag.clone(), kept.map_err(broken)?);
         }
-        let index: BTreeMap<_, _> = entries
-            .iter()
-            .enumerate()
-            .map(|(at, e)| (e.name.clone(), at))
-            .collect();
+        let index = places(&entries);
         if index.len() != entries.len() {
             return Err(broken("a name stands twice".into()));
         }
@@ -800,7 +791,8 @@ impl ParameterSet {
     fn find(&self, name: &str) -> Result<usize> {
         self.index.get(name).copied().ok_or_else(|| Error::Unknown {
             name: name.into(),
-            suggestion: crate::data::nearest_name(name, self.index.keys().map(String::as_str)),
+            suggestion: crate::diagnostic::nearest(name, self.index.keys().map(String::as_str))
+                .map(str::to_owned),
             count: self.entries.len(),
         })
     }

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Diagnostic, nearest, one_of};
 use crate::document::{Document, Field, Reader, Value};
@@ -97,14 +96,6 @@ pub struct Resolved {
     pub path: PathBuf,
     /// True if it was compiled just now.
     pub built: bool,
-}
-
-/// SHA-256 in lower-case hexadecimal.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 impl Registry {
@@ -267,7 +258,7 @@ impl Registry {
                 .at(built.file.display().to_string())
                 .because_io(&error)
             })?;
-            let sha256 = sha256_hex(&bytes);
+            let sha256 = crate::component::sha256(&bytes);
             files.insert(
                 name,
                 Resolved {
@@ -306,7 +297,7 @@ impl Registry {
             .detail("file", file.display().to_string())
             .because_io(&error)
         })?;
-        let found = sha256_hex(&bytes);
+        let found = crate::component::sha256(&bytes);
         if found != sha256 {
             return Err(Diagnostic::new(format!("plugin `{}` is not the file that the registry vouches for", entry.name))
                 .at(place)
@@ -601,7 +592,10 @@ mod tests {
             "{error}"
         );
         assert!(
-            error.contains(&format!("found     sha256 {}", sha256_hex(b"abd"))),
+            error.contains(&format!(
+                "found     sha256 {}",
+                crate::component::sha256(b"abd")
+            )),
             "{error}"
         );
         std::fs::remove_dir_all(&folder).unwrap();

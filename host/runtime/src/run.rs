@@ -36,8 +36,9 @@ use crate::folder::{Lock, LockedPlugin, RunFolder};
 use crate::host::bindings::trainer::espalier::plugin::model::PredictionKind;
 use crate::host::bindings::trainer::espalier::plugin::options::Value;
 use crate::host::bindings::trainer::espalier::plugin::run as wit;
-use crate::host::session::{Called, Death, Session};
-use crate::host::state::{ModelId, RunState, RunTag, SetId, Shared};
+use crate::host::guest::{bytes as bytes_text, shown};
+use crate::host::session::{Called, Death, MOST_SAVED, Session};
+use crate::host::state::{ModelId, RunState, RunTag, SetId, Shared, inner_tag};
 use crate::model::{FieldShape, Model};
 use crate::parameters::{Kind, ParameterSet};
 use crate::plan::{DataSource, Length, Loss, OnFailure, OptionValue, Plan, PluginPlan, Slot};
@@ -166,9 +167,34 @@ struct Progress {
     /// Wall time so far, in seconds.
     seconds: f64,
     /// The newest metrics by full name.
+    #[serde(with = "exact")]
     metrics: BTreeMap<String, f64>,
     /// Length of `metrics.jsonl` when this was written: what comes after belongs to steps that are lost.
     metrics_bytes: u64,
+}
+
+/// Numbers as their bits: JSON has no word for NaN and the infinities, which a run that diverged measures.
+mod exact {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(
+        numbers: &BTreeMap<String, f64>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_map(numbers.iter().map(|(name, x)| (name, x.to_bits())))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<BTreeMap<String, f64>, D::Error> {
+        let bits = BTreeMap::<String, u64>::deserialize(from)?;
+        Ok(bits
+            .into_iter()
+            .map(|(name, x)| (name, f64::from_bits(x)))
+            .collect())
+    }
 }
 
 /// The part of a checkpoint that is not tensors.
@@ -380,6 +406,7 @@ impl<'a> Runner<'a> {
                 .map_err(|error| edge("the checkpoint does not hold what it should", &error))?;
             run.sets.insert(id.clone(), set);
         }
+        run.data.splits.retain(|split| !split.added);
         for (name, fields) in &saved.splits {
             let fields = fields.iter().filter_map(|field| {
                 let tensor = found.tensors.get(&format!("split/{name}/{field}"))?;
@@ -561,12 +588,24 @@ impl<'a> Runner<'a> {
                 run.streams.clone(),
                 run.tags.clone(),
                 run.mask_owners.clone(),
+                run.data.splits.clone(),
             )
         };
+        if self.parts[part].plan.slot == Slot::Trainer {
+            // Only a trainer adds splits; it may add them in `start` again.
+            let data = &mut self.shared.run.borrow_mut().data;
+            data.splits.retain(|split| !split.added);
+        }
         let mut session = self.instantiate(part)?;
         {
             let run = &mut *self.shared.run.borrow_mut();
-            (run.sets, run.streams, run.tags, run.mask_owners) = before;
+            (
+                run.sets,
+                run.streams,
+                run.tags,
+                run.mask_owners,
+                run.data.splits,
+            ) = before;
             run.new_tags.clear();
         }
         let name = &self.parts[part].plan.name;
@@ -780,7 +819,7 @@ impl<'a> Runner<'a> {
                 .map_err(|error| edge("the run could not be rewound", &error))?;
             let inner = inner_tag(tag);
             for (id, set) in &mut run.sets {
-                if owner(id) == Some(trainer.as_str()) && set.has_tag(&inner) {
+                if id.owner() == Some(trainer.as_str()) && set.has_tag(&inner) {
                     set.rollback(&inner)
                         .map_err(|error| edge("the run could not be rewound", &error))?;
                 }
@@ -797,7 +836,7 @@ impl<'a> Runner<'a> {
             return Err(Diagnostic::new(format!(
                 "plugin `{trainer}` refuses to go back to `{tag}`"
             ))
-            .detail("because", refusal.message));
+            .detail("because", shown(&refusal.message)));
         }
         let (step, round) = (self.progress.steps_done, self.progress.round.into());
         self.tell(Event::Rewound {
@@ -819,11 +858,11 @@ impl<'a> Runner<'a> {
         let run = &mut *self.shared.run.borrow_mut();
         for tag in new {
             for (id, set) in &mut run.sets {
-                if owner(id) == Some(trainer.as_str()) {
+                if id.owner() == Some(trainer.as_str()) {
                     set.snapshot(&inner_tag(&tag));
                 }
             }
-            let streams = run.streams.clone();
+            let streams = run.streams.positions_alone();
             run.tags.insert(
                 tag,
                 RunTag {
@@ -832,6 +871,19 @@ impl<'a> Runner<'a> {
                     trainer: bytes.clone(),
                 },
             );
+        }
+        let kept: usize = run.tags.values().map(|tag| tag.trainer.len()).sum();
+        if kept > MOST_SAVED {
+            return Err(Diagnostic::new(format!(
+                "the states that plugin `{trainer}` saved with tags are too large together"
+            ))
+            .expected(format!("at most {}", bytes_text(MOST_SAVED as u64)))
+            .found(format!(
+                "{} with {} tags",
+                bytes_text(kept as u64),
+                run.tags.len()
+            ))
+            .help("keep tensors in a parameter set, or use a tag again"));
         }
         Ok(())
     }
@@ -1117,7 +1169,7 @@ fn refused(name: &str, refusal: wit::Error, what: &str) -> Diagnostic {
         wit::ErrorCode::Other => "see the plugin's README",
     };
     Diagnostic::new(format!("plugin `{name}` refuses to {what}"))
-        .detail("because", refusal.message)
+        .detail("because", shown(&refusal.message))
         .help(help)
 }
 
@@ -1126,18 +1178,6 @@ fn sparsity((alive, total): (u64, u64)) -> f64 {
         0.0
     } else {
         1.0 - alive as f64 / total as f64
-    }
-}
-
-/// The tag under which a plugin's own sets go with a tag of the run's set.
-fn inner_tag(tag: &str) -> String {
-    format!("run:{tag}")
-}
-
-fn owner(id: &SetId) -> Option<&str> {
-    match id {
-        SetId::Main => None,
-        SetId::Own { plugin, .. } | SetId::OfModel { plugin, .. } => Some(plugin),
     }
 }
 

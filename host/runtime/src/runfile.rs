@@ -875,6 +875,12 @@ error: `epochs` is out of range
     }
 
     #[test]
+    fn a_time_beyond_every_clock_is_refused() {
+        let error = error(GOOD, &set("trainer.limits.call", "1000000000000000 h"));
+        assert!(error.contains("`call` is out of range"), "{error}");
+    }
+
+    #[test]
     fn a_layer_that_reads_a_later_layer_is_refused() {
         let text = GOOD.replace("[\"c\", \"relu1\"]", "[\"c\", \"relu2\"]");
         let want = "error: layer `add1` reads `relu2`, which is no earlier layer

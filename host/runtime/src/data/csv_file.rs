@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Error, Raw, Result, Table, Targets, Values, list, nearest_name, open};
+use super::{Error, Raw, Result, Table, Targets, Values, list, open};
 
 /// All columns but the target, in the file's order, as f32 [count, columns]. Classes are numbered in the
 /// order of their labels: by number if every label is one, else by text.
@@ -43,7 +43,7 @@ pub(super) fn read(path: &Path, target: &str, classes: bool) -> Result<Raw> {
         )));
     }
     let Some(target_at) = header.iter().position(|name| name == target) else {
-        let hint = match nearest_name(target, header.iter().map(String::as_str)) {
+        let hint = match crate::diagnostic::nearest(target, header.iter().map(String::as_str)) {
             Some(near) => format!("did you mean `{near}`?"),
             None => "set target in [data]".into(),
         };

@@ -127,17 +127,6 @@ fn list(names: &[String]) -> String {
     }
 }
 
-/// The known name nearest to a mistyped one, if one is near enough to be meant.
-pub(crate) fn nearest_name<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    known
-        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
-        .min()
-        .filter(|(distance, candidate)| {
-            *distance <= 1 + candidate.chars().count().max(name.len()) / 3
-        })
-        .map(|(_, candidate)| candidate.to_owned())
-}
-
 /// A part of the samples.
 #[derive(Clone, Debug)]
 pub struct Split {
@@ -171,6 +160,10 @@ impl Split {
             })
     }
 }
+
+/// Most samples of a split that a plugin adds. An epoch's order costs 8 bytes a sample, which no account counts,
+/// and a sample of nothing costs nothing else.
+const MOST_SAMPLES: usize = 1 << 24;
 
 /// The splits of a run: train, validation (if any), test (if any), then those that plugins added.
 #[derive(Clone, Debug, Default)]
@@ -230,6 +223,19 @@ impl Dataset {
                 return refuse(format!("field `{field}` is given twice"));
             }
         }
+        if count > MOST_SAMPLES {
+            return refuse(format!("{count} samples; at most {MOST_SAMPLES}"));
+        }
+        let mut kept = Vec::with_capacity(fields.len());
+        for (field, t) in fields {
+            // A split outlives the call and the graph that made it, and is written into checkpoints whole.
+            let whole = t.detach().contiguous().map_err(|source| Error::Tensor {
+                doing: format!("add-split `{name}`, field `{field}`"),
+                source,
+            })?;
+            kept.push((field, whole));
+        }
+        let fields = kept;
         let labelled = fields
             .iter()
             .any(|(field, t)| field == "targets" && t.dtype() == DType::I64);
@@ -237,11 +243,6 @@ impl Dataset {
             .splits
             .first()
             .map_or((0, 0), |split| (split.classes, split.task));
-        // A split outlives the call and the graph that made it.
-        let fields = fields
-            .into_iter()
-            .map(|(field, t)| (field, t.detach()))
-            .collect();
         let classes = if labelled { classes } else { 0 };
         self.splits.push(Split {
             name: name.into(),

@@ -64,6 +64,9 @@ impl StreamId {
     }
 }
 
+/// Rows of the epochs' orders that are kept at once, 8 bytes each; beyond this they are made again.
+const MOST_ROWS: usize = 1 << 23;
+
 /// How far a stream has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
@@ -118,6 +121,14 @@ impl Streams {
     /// No streams.
     pub fn new() -> Streams {
         Streams::default()
+    }
+
+    /// The positions without the epochs' orders: what is enough to go on from.
+    pub fn positions_alone(&self) -> Streams {
+        Streams {
+            positions: self.positions.clone(),
+            orders: BTreeMap::new(),
+        }
     }
 
     /// Makes a stream known; one that is known already goes on where it stands.
@@ -223,6 +234,10 @@ impl Streams {
         let mut order: Vec<i64> = (0..count as i64).collect();
         shuffle(&mut order, &key(id, seed, epoch, None));
         let order = Arc::new(order);
+        let kept: usize = self.orders.values().map(|(_, _, kept)| kept.len()).sum();
+        if kept.saturating_add(count) > MOST_ROWS {
+            self.orders.clear();
+        }
         self.orders.insert(id.clone(), (seed, epoch, order.clone()));
         order
     }

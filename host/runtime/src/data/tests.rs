@@ -996,3 +996,33 @@ fn fashion_mnist_has_its_published_counts() {
     let labels = integers(test.field("targets").unwrap());
     assert!((0..10).all(|class| labels.iter().filter(|label| **label == class).count() == 1000));
 }
+
+#[test]
+fn a_split_pays_for_the_samples_of_a_view() {
+    let one = Tensor::full(&[1, 4], 1.0, DType::F32).unwrap();
+    let view = espalier_tensor::ops::broadcast_to(&one, &[1000, 4]).unwrap();
+    let account = espalier_tensor::account::Account::new(Some(1000));
+    let scope = account.enter();
+    let error = Dataset::default()
+        .add_split("view", vec![("inputs".into(), view)])
+        .unwrap_err();
+    drop(scope);
+    let Error::Tensor {
+        source: espalier_tensor::Error::Budget { asked, .. },
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(asked, 16_000);
+}
+
+#[test]
+fn a_split_of_nothing_is_bounded_too() {
+    let nothing = Tensor::full(&[1 << 25, 0], 1.0, DType::F32).unwrap();
+    let error = Dataset::default().add_split("nothing", vec![("inputs".into(), nothing)]);
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "add-split `nothing`: 33554432 samples; at most 16777216"
+    );
+}

@@ -9,7 +9,7 @@ use super::bindings::trainer::espalier::plugin::data::{
     Batch, FieldInfo, Host, HostStream, Named, Sampling, SplitInfo,
 };
 use super::bindings::trainer::espalier::plugin::{data_publish, log};
-use super::guest::{Guest, misuse, told};
+use super::guest::{Guest, misuse, named, told};
 use super::tensors::{wit_dtype, wit_shape};
 use crate::data::{self as store, Order, Split, StreamId};
 use crate::events::{Event, Level};
@@ -51,14 +51,19 @@ impl Guest {
     }
 }
 
-/// Positions are kept for ever, so their number is bounded.
+/// Positions are kept for ever, so their number is bounded, and the length of what names them.
 const MAX_STREAMS: u64 = 10_000;
+const MAX_KEY: usize = 64;
+const MAX_FIELDS: usize = 64;
+
+/// Splits that plugins added are kept for ever too.
+const MAX_SPLITS: usize = 256;
 
 fn split_info(s: &Split) -> SplitInfo {
     let fields = s.fields.iter().map(|(name, t)| FieldInfo {
         name: name.clone(),
         dtype: wit_dtype(t.dtype()),
-        shape: wit_shape(&t.shape()[1..]),
+        shape: wit_shape(t.shape().get(1..).unwrap_or_default()),
     });
     SplitInfo {
         name: s.name.clone(),
@@ -96,6 +101,13 @@ impl Host for Guest {
         order: Sampling,
         key: Vec<u64>,
     ) -> Result<Stream> {
+        if key.len() > MAX_KEY || fields.len() > MAX_FIELDS {
+            return misuse(format!(
+                "batches: {} fields and a key of {} numbers; at most {MAX_FIELDS} and {MAX_KEY}",
+                fields.len(),
+                key.len()
+            ));
+        }
         let order = match order {
             Sampling::Sequential => Order::Sequential,
             Sampling::Shuffled => Order::Shuffled,
@@ -146,12 +158,22 @@ impl Host for Guest {
 
 impl data_publish::Host for Guest {
     fn add_split(&mut self, name: String, fields: Vec<Named>) -> Result<()> {
-        let fields = self
-            .take_named(fields)?
-            .into_iter()
-            .map(|(name, t)| (name, t.detach()))
-            .collect();
-        told(self.shared.run.borrow_mut().data.add_split(&name, fields))
+        named("add-split", &name)?;
+        if fields.len() > MAX_FIELDS {
+            return misuse(format!(
+                "add-split: {} fields; at most {MAX_FIELDS}",
+                fields.len()
+            ));
+        }
+        for (field, _) in &fields {
+            named("add-split", field)?;
+        }
+        let fields = self.take_named(fields)?;
+        let data = &mut self.shared.run.borrow_mut().data;
+        if data.splits.iter().filter(|split| split.added).count() >= MAX_SPLITS {
+            return misuse(format!("add-split: more than {MAX_SPLITS} splits in a run"));
+        }
+        told(data.add_split(&name, fields))
     }
 }
 
@@ -171,6 +193,7 @@ impl log::Host for Guest {
 
     fn metric(&mut self, name: String, value: f64) -> Result<()> {
         self.charge_log(name.len())?;
+        named("metric", &name)?;
         let step = self.shared.run.borrow().steps_done;
         let plugin = self.name.clone();
         self.shared.events.borrow_mut().push(Event::PluginMetric {

@@ -88,6 +88,36 @@ pub fn misuse<T>(text: impl Into<String>) -> wasmtime::Result<T> {
     Err(Refusal::Misuse(text.into()).into())
 }
 
+/// Most bytes of a name that the host keeps for a plugin: of a set, a parameter, a split, a tag, a layer.
+const LONGEST_NAME: usize = 256;
+
+/// Refuses a name that is no name: names are kept, checkpointed and shown to people.
+pub fn named(what: &str, name: &str) -> wasmtime::Result<()> {
+    if name.len() > LONGEST_NAME {
+        return misuse(format!(
+            "{what}: a name of {} bytes; at most {LONGEST_NAME}",
+            name.len()
+        ));
+    }
+    if name.chars().any(char::is_control) {
+        return misuse(format!(
+            "{what}: the name {name:?} holds control characters"
+        ));
+    }
+    Ok(())
+}
+
+/// A plugin's text as it may be shown on a terminal: control characters, with which it could hide or forge
+/// what the host says, become a mark; lines and tabs stay.
+pub fn shown(text: &str) -> String {
+    let mark = |c: char| match c {
+        '\n' | '\t' => c,
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.chars().map(mark).collect()
+}
+
 /// An error of a store as the guest's: a broken tensor budget stays what it is, so that it is told as one; the
 /// rest is misuse.
 pub fn told<T, E: std::error::Error + 'static>(
@@ -164,8 +194,6 @@ pub struct Counters {
     pub host: Duration,
     /// Most handles alive at once.
     pub peak_handles: u64,
-    /// Times it was started again.
-    pub restarts: u64,
     /// True once it has changed a parameter, a mask, or answered other than `continue`.
     pub acted: bool,
 }
@@ -368,6 +396,7 @@ impl Guest {
     /// Passes something said on to the run.
     pub fn say(&mut self, level: Level, text: String) -> wasmtime::Result<()> {
         self.charge_log(text.len())?;
+        let text = shown(&text);
         let step = self.shared.run.borrow().steps_done;
         let plugin = self.name.clone();
         self.shared.events.borrow_mut().push(Event::Log {
@@ -429,7 +458,9 @@ impl wasmtime::ResourceLimiter for Meter {
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         // All memories together: wasmtime asks for each by itself.
-        let wanted = self.used + (desired - current) as u64;
+        let wanted = self
+            .used
+            .saturating_add(desired.saturating_sub(current) as u64);
         if wanted > self.limit {
             let refusal = Refusal::Memory {
                 wanted,

@@ -11,7 +11,7 @@ use super::bindings::trainer::espalier::plugin::model::{
     ForwardResult, Host, HostModel, LayerInfo, LayerInput, LayerSpec, Mode, Prediction,
 };
 use super::bindings::trainer::espalier::plugin::model_adopt;
-use super::guest::{Guest, misuse, told};
+use super::guest::{Guest, misuse, named, told};
 use super::state::{ModelId, RunState};
 use super::tensors::{sizes, wit_shape};
 use crate::model::{self as store, FieldShape, Input, Model};
@@ -66,6 +66,26 @@ impl Guest {
             Ok(value) => Ok(value),
             Err(death) => Err(wasmtime::Error::new(death)),
         }
+    }
+}
+
+/// Most layers of one model that a plugin builds: names are compared with each other.
+const MOST_LAYERS: usize = 1024;
+
+impl RunState {
+    /// Refuses a plugin's next model where it has too many. One that a resume brought back has its set already.
+    fn room_for_model(
+        &self,
+        what: &str,
+        plugin: &str,
+        id: &ModelId,
+        parameters: usize,
+    ) -> Result<()> {
+        if self.sets.contains_key(&id.set()) {
+            return Ok(());
+        }
+        self.room_for_set(what, plugin)?;
+        self.room_for_entries(what, plugin, parameters)
     }
 }
 
@@ -213,8 +233,16 @@ impl Host for Guest {
     ) -> Result<ModelHandle> {
         let id = self.own_model(&name);
         if !self.shared.run.borrow().models.contains_key(&id) {
+            named("build", &name)?;
+            if layers.len() > MOST_LAYERS {
+                return misuse(format!(
+                    "build: {} layers; at most {MOST_LAYERS}",
+                    layers.len()
+                ));
+            }
             let mut plans: Vec<LayerPlan> = Vec::new();
             for spec in layers {
+                named("build", &spec.name)?;
                 let next = plan(spec, &plans)?;
                 plans.push(next);
             }
@@ -230,6 +258,7 @@ impl Host for Guest {
             }
             let mut set = ParameterSet::new();
             let model = told(Model::build(&plans, &inputs, &words, &mut set))?;
+            run.room_for_model("build", &self.name, &id, set.len())?;
             // After a resume the parameters are there already.
             run.sets.entry(id.set()).or_insert(set);
             run.models.insert(id.clone(), model);
@@ -246,6 +275,8 @@ impl Host for Guest {
             if !run.models.contains_key(&id) {
                 let (model, set) = model_and_set(run, &from)?;
                 let (model, copy) = (model.clone(), set.duplicate());
+                named("clone", &name)?;
+                run.room_for_model("clone", &self.name, &id, copy.len())?;
                 let layers = if from == ModelId::Main {
                     Some(run.layers.clone())
                 } else {

@@ -10,8 +10,8 @@ use super::bindings::trainer::espalier::plugin::optim::{self, AdamOptions, SgdOp
 use super::bindings::trainer::espalier::plugin::parameters::{
     Host, HostParameterSet, Kind, ParameterInfo,
 };
-use super::guest::{Guest, misuse, told};
-use super::state::SetId;
+use super::guest::{Guest, misuse, named, told};
+use super::state::{SetId, inner_tag, is_inner_tag};
 use super::tensors::{wit_dtype, wit_shape};
 use crate::parameters::{self as store, ParameterSet};
 
@@ -107,16 +107,18 @@ impl Host for Guest {
     }
 
     fn new_set(&mut self, name: String) -> Result<Set> {
+        named("new-set", &name)?;
         let id = SetId::Own {
             plugin: self.name.clone(),
             name,
         };
-        self.shared
-            .run
-            .borrow_mut()
-            .sets
-            .entry(id.clone())
-            .or_default();
+        {
+            let run = &mut *self.shared.run.borrow_mut();
+            if !run.sets.contains_key(&id) {
+                run.room_for_set("new-set", &self.name)?;
+                run.sets.insert(id.clone(), ParameterSet::new());
+            }
+        }
         self.put_set(id)
     }
 
@@ -134,6 +136,11 @@ impl Host for Guest {
                 "create: `{name}` can't be added to {id}; make a set with new-set"
             ));
         }
+        named("create", &name)?;
+        self.shared
+            .run
+            .borrow()
+            .room_for_entries("create", &self.name, 1)?;
         let init = self.tensor(&init)?.detach();
         self.on_set(&set, |s| match s.contains(&name) {
             true => {
@@ -201,17 +208,36 @@ impl Host for Guest {
 
     fn snapshot(&mut self, set: Set, tag: String) -> Result<()> {
         const MOST: usize = 64;
-        self.on_set(&set, |s| {
-            s.snapshot(&tag);
-            Ok(())
+        named("snapshot", &tag)?;
+        let id = self.set(&set)?;
+        if id != SetId::Main && is_inner_tag(&tag) {
+            return misuse(format!(
+                "snapshot: the tag `{tag}` begins as the host's own do, `{}`; choose another",
+                inner_tag("")
+            ));
+        }
+        let (new, tags, entries) = self.on_set(&set, |s| {
+            let own = s.tags().iter().filter(|tag| !is_inner_tag(tag)).count();
+            Ok((!s.has_tag(&tag), own, s.len()))
         })?;
-        if self.on_set(&set, |s| Ok(s.tags().len()))? > MOST {
+        if new && tags >= MOST {
             return misuse(format!(
                 "snapshot: more than {MOST} tags in one set; use a tag again"
             ));
         }
-        if self.set(&set)? == SetId::Main {
-            self.shared.run.borrow_mut().new_tags.push(tag);
+        if new && id != SetId::Main {
+            self.shared
+                .run
+                .borrow()
+                .room_for_entries("snapshot", &self.name, entries)?;
+        }
+        self.on_set(&set, |s| {
+            s.snapshot(&tag);
+            Ok(())
+        })?;
+        let new_tags = &mut self.shared.run.borrow_mut().new_tags;
+        if id == SetId::Main && !new_tags.contains(&tag) {
+            new_tags.push(tag);
         }
         Ok(())
     }

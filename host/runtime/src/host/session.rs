@@ -55,6 +55,9 @@ impl Death {
     }
 }
 
+/// Most bytes that a plugin may ask the host to remember for it: they stand as numbers in a checkpoint's header.
+pub const MOST_SAVED: usize = 8 << 20;
+
 /// What a call gives.
 pub type Called<T> = Result<T, Death>;
 
@@ -273,11 +276,21 @@ impl Session {
         })
     }
 
-    /// What the plugin must remember, at most its memory budget.
+    /// What the plugin must remember, at most [`MOST_SAVED`] bytes.
     pub fn save(&mut self) -> Called<Vec<u8>> {
-        self.call("save", true, |store, exports| match exports {
-            Exports::Trainer(t) => t.espalier_plugin_training().call_save(store),
-            Exports::Pruner(p) => p.espalier_plugin_pruning().call_save(store),
+        self.call("save", true, |store, exports| {
+            let bytes = match exports {
+                Exports::Trainer(t) => t.espalier_plugin_training().call_save(store),
+                Exports::Pruner(p) => p.espalier_plugin_pruning().call_save(store),
+            }?;
+            if bytes.len() > MOST_SAVED {
+                return super::guest::misuse(format!(
+                    "returned {}, at most {} are kept; tensors belong in a parameter set",
+                    super::guest::bytes(bytes.len() as u64),
+                    super::guest::bytes(MOST_SAVED as u64)
+                ));
+            }
+            Ok(bytes)
         })
     }
 
@@ -305,7 +318,9 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
         return inner.clone();
     }
     let mut details = Vec::new();
-    let mut detail = |label: &str, text: String| details.push((label.to_string(), text));
+    // What a plugin says or names stands in these texts.
+    let mut detail =
+        |label: &str, text: String| details.push((label.to_string(), super::guest::shown(&text)));
     let mut help = None;
     let refusal = guest
         .memory

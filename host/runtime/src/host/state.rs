@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::guest::misuse;
 use super::session::Session;
 use crate::data::{Dataset, Streams};
 use crate::events::Event;
@@ -35,6 +36,16 @@ pub enum SetId {
         /// The plugin's name for the model.
         name: String,
     },
+}
+
+impl SetId {
+    /// The plugin that made the set; none for the run's.
+    pub fn owner(&self) -> Option<&str> {
+        match self {
+            SetId::Main => None,
+            SetId::Own { plugin, .. } | SetId::OfModel { plugin, .. } => Some(plugin),
+        }
+    }
 }
 
 impl std::fmt::Display for SetId {
@@ -145,6 +156,54 @@ impl RunState {
             mask_changes: 0,
         }
     }
+}
+
+/// Most sets of one plugin, its models' included. They outlive their handles, so no other budget counts them.
+const MOST_SETS: usize = 1024;
+
+/// Most parameters in one plugin's sets, its models' and its own tags' included: each costs the host a few
+/// hundred bytes beside its tensors.
+const MOST_ENTRIES: usize = 1 << 16;
+
+impl RunState {
+    fn sets_of<'a>(&'a self, plugin: &'a str) -> impl Iterator<Item = &'a ParameterSet> {
+        let own = self
+            .sets
+            .iter()
+            .filter(|(id, _)| id.owner() == Some(plugin));
+        own.map(|(_, set)| set)
+    }
+
+    /// Refuses a plugin's next set where it has too many.
+    pub fn room_for_set(&self, what: &str, plugin: &str) -> wasmtime::Result<()> {
+        match self.sets_of(plugin).count() < MOST_SETS {
+            true => Ok(()),
+            false => misuse(format!(
+                "{what}: more than {MOST_SETS} parameter sets and models; use a name again"
+            )),
+        }
+    }
+
+    /// Refuses a plugin's next `more` parameters where it would have too many.
+    pub fn room_for_entries(&self, what: &str, plugin: &str, more: usize) -> wasmtime::Result<()> {
+        let kept: usize = self.sets_of(plugin).map(ParameterSet::entries_kept).sum();
+        match kept.saturating_add(more) <= MOST_ENTRIES {
+            true => Ok(()),
+            false => misuse(format!(
+                "{what}: more than {MOST_ENTRIES} parameters in the plugin's sets, models and tags together"
+            )),
+        }
+    }
+}
+
+/// The tag under which a plugin's own sets go with a tag of the run's set.
+pub fn inner_tag(tag: &str) -> String {
+    format!("run:{tag}")
+}
+
+/// Whether the host made a set's tag to go with one of the run's set.
+pub fn is_inner_tag(tag: &str) -> bool {
+    tag.starts_with("run:")
 }
 
 /// Everything that plugins of one run share.

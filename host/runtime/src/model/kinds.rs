@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{Error, Result};
-use crate::data::nearest_name;
+use crate::diagnostic::nearest;
 use crate::plan::LayerPlan;
 
 /// One kind of layer.
@@ -255,7 +255,7 @@ pub(super) fn find(layer: &LayerPlan) -> Result<&'static KindInfo> {
         .ok_or_else(|| Error::UnknownKind {
             layer: layer.name.clone(),
             kind: layer.kind.clone(),
-            suggestion: nearest_name(&layer.kind, KINDS.iter().map(|kind| kind.name)),
+            suggestion: nearest(&layer.kind, KINDS.iter().map(|kind| kind.name)).map(str::to_owned),
         })
 }
 
@@ -277,7 +277,7 @@ impl Settings {
             .find(|given| !names().any(|name| name == *given))
         {
             let known = names().collect::<Vec<_>>().join("`, `");
-            let problem = match nearest_name(unknown, names()) {
+            let problem = match nearest(unknown, names()) {
                 _ if kind.settings.is_empty() => "this kind has no settings; remove it".into(),
                 Some(near) => format!("no such setting; did you mean `{near}`?"),
                 None => format!("no such setting; this kind has `{known}`"),

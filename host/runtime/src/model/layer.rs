@@ -506,7 +506,11 @@ fn conv2d(settings: &Settings, shape: &[usize], dtype: DType) -> std::result::Re
     let out_height = windows(height, kernel.0, stride.0, padding.0, dilation.0)?;
     let out_width = windows(width, kernel.1, stride.1, padding.1, dilation.1)?;
     let taps = [channels / groups, kernel.0, kernel.1];
-    let fan = fan_in(taps.iter().product());
+    // Sizes that are too large are refused once all are known; until then they must not overflow.
+    let fan = fan_in(
+        taps.iter()
+            .fold(1, |product: usize, n| product.saturating_mul(*n)),
+    );
     let mut parameters = vec![weight(
         "weight",
         &[features, taps[0], taps[1], taps[2]],
@@ -603,7 +607,9 @@ fn concat(settings: &Settings, inputs: &[(&[usize], DType)]) -> std::result::Res
 
 /// Vaswani et al. 2017, section 3.5: sines at even features, cosines at odd ones.
 fn sines(steps: usize, features: usize, dtype: DType) -> espalier_tensor::Result<Tensor> {
-    let mut values = Vec::with_capacity(steps.saturating_mul(features).min(1 << 28));
+    // Refuses what the budget cannot hold before the table is worked out, which no budget counts.
+    Tensor::full(&[steps, features], 0.0, DType::F64)?;
+    let mut values = Vec::with_capacity(steps.saturating_mul(features));
     for step in 0..steps {
         for feature in 0..features {
             let rate = 10000f64.powf(-((feature / 2 * 2) as f64) / features as f64);

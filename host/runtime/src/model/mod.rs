@@ -13,7 +13,7 @@ use espalier_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::data::nearest_name;
+use crate::diagnostic::nearest;
 use crate::parameters::{self, ParameterSet};
 use crate::plan::LayerPlan;
 use layer::{Op, Pass};
@@ -214,6 +214,14 @@ pub fn fill_names(layers: &mut [LayerPlan]) {
     }
 }
 
+/// The product of the sizes, if it is no larger than [`MOST_ELEMENTS`].
+fn size_of_sample(shape: &[usize]) -> Option<usize> {
+    let product = shape
+        .iter()
+        .try_fold(1usize, |product, size| product.checked_mul(*size));
+    product.filter(|size| *size <= MOST_ELEMENTS)
+}
+
 impl Model {
     /// Checks the layers, infers every shape and creates the parameters, initialised as PyTorch does by
     /// default. A parameter's numbers depend on `key` and its own name alone, so that a layer more or less
@@ -233,6 +241,15 @@ impl Model {
         }
         let mut plans = layers.to_vec();
         fill_names(&mut plans);
+        for field in inputs {
+            if size_of_sample(&field.shape).is_none() {
+                return Err(Error::Input {
+                    layer: plans[0].name.clone(),
+                    input: field.name.clone(),
+                    problem: format!("too large: {:?} a sample", field.shape),
+                });
+            }
+        }
         let doubles = inputs.iter().any(|field| field.dtype == DType::F64);
         let dtype = if doubles { DType::F64 } else { DType::F32 };
         let mut model = Model {
@@ -300,10 +317,7 @@ impl Model {
             .map(|p| &p.shape)
             .chain([&built.out_shape]);
         for shape in sizes {
-            let size = shape
-                .iter()
-                .try_fold(1usize, |product, size| product.checked_mul(*size));
-            if size.is_none_or(|size| size > MOST_ELEMENTS) {
+            if size_of_sample(shape).is_none() {
                 return Err(wrong(format!(
                     "a tensor of shape {shape:?} is too large; lower its settings"
                 )));
@@ -395,7 +409,7 @@ impl Model {
                         .iter()
                         .map(|other| other.name.as_str())
                         .chain(field_names());
-                    bad(match nearest_name(name, known) {
+                    bad(match nearest(name, known) {
                         Some(near) => {
                             format!("neither a layer nor a field; did you mean `{near}`?")
                         }
@@ -569,8 +583,7 @@ impl Model {
         };
         for (name, tensor) in overrides {
             if !names().any(|known| known == name) {
-                let hint =
-                    nearest_name(name, names()).map(|near| format!("; did you mean `{near}`?"));
+                let hint = nearest(name, names()).map(|near| format!("; did you mean `{near}`?"));
                 return refuse(format!(
                     "override `{name}` is no parameter of the model{}",
                     hint.unwrap_or_default()
@@ -596,8 +609,7 @@ impl Model {
             .position(|layer| layer.info.name == layer_name)
         else {
             let names = self.layers.iter().map(|layer| layer.info.name.as_str());
-            let hint =
-                nearest_name(layer_name, names).map(|near| format!("; did you mean `{near}`?"));
+            let hint = nearest(layer_name, names).map(|near| format!("; did you mean `{near}`?"));
             return refuse(format!(
                 "want `{name}`: no such layer{}",
                 hint.unwrap_or_default()

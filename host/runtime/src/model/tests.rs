@@ -1198,6 +1198,26 @@ fn wrong_models_are_refused_with_layer_kind_shape_and_mend() {
             "layer `linear1` (linear): its input has shape [100000] a sample; a tensor of shape [2147483647, 100000] \
              is too large; lower its settings",
         ),
+        // Sizes whose product does not fit into a machine word.
+        (
+            vec![layer(
+                "conv2d",
+                &[
+                    ("features", &[2147483647.0]),
+                    ("kernel", &[2147483647.0]),
+                    ("padding", &[2147483647.0]),
+                ],
+                &[],
+            )],
+            &[1 << 20, 8, 8],
+            "layer `conv2d1` (conv2d): its input has shape [1048576, 8, 8] a sample; a tensor of shape \
+             [2147483647, 1048576, 2147483647, 2147483647] is too large; lower its settings",
+        ),
+        (
+            vec![layer("flatten", &[], &[])],
+            &[4294967295, 4294967295, 4294967295],
+            "layer `flatten1` reads `inputs`, which is too large: [4294967295, 4294967295, 4294967295] a sample",
+        ),
     ] {
         assert_eq!(refusal(&layers, shape), expected);
     }

@@ -1,8 +1,9 @@
 //! A trainer that trains honestly until step 5 and then does one thing that no plugin may do: what the sandbox
 //! is for. `tests/tests/hostile.rs` runs it once for each.
 
-use espalier_sdk::data::Stream;
-use espalier_sdk::parameters::SgdOptions;
+use espalier_sdk::data::{Sampling, Stream};
+use espalier_sdk::model::LayerSpec;
+use espalier_sdk::parameters::{Kind, SgdOptions};
 use espalier_sdk::tensor::Dtype;
 use espalier_sdk::{
     Batch, Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo,
@@ -33,6 +34,18 @@ enum Deed {
     UnknownParameter,
     HugeSave,
     DeepGraph,
+    View,
+    SplitOfNothing,
+    SplitAtStart,
+    Sets,
+    Parameters,
+    Models,
+    Tags,
+    Layers,
+    LongName,
+    LongKey,
+    Escape,
+    InfiniteLoss,
 }
 
 /// Options under `[trainer.with]`.
@@ -130,6 +143,56 @@ impl Hostile {
                 let leaf = Tensor::full(&[1], 1.0, Dtype::F64).requires_grad();
                 grad(&(x * &leaf).sum(&[]), &[&leaf]);
             }
+            Deed::View => {
+                // One number seen so often that reading it would take minutes.
+                let one = Tensor::full(&[1, 1], 1.0, Dtype::F32);
+                one.broadcast_to(&[1_000_000, 100_000]).sum(&[]);
+            }
+            Deed::SplitOfNothing => {
+                let nothing = Tensor::zeros(&[2_000_000_000, 0]);
+                espalier_sdk::data::add_split("nothing", &[("inputs", nothing)]);
+                Stream::open("nothing", &["inputs"], 1, Sampling::Shuffled, &[]).next_endless();
+            }
+            Deed::Sets => {
+                for i in 0.. {
+                    ParameterSet::own(&format!("set {i}"));
+                }
+            }
+            Deed::Parameters => {
+                let (set, value) = (ParameterSet::own("many"), small());
+                for i in 0.. {
+                    set.create(&format!("parameter {i}"), Kind::Buffer, &value, false);
+                }
+            }
+            Deed::Models => {
+                for i in 0.. {
+                    Model::main().copy(&format!("model {i}"));
+                }
+            }
+            Deed::Tags => {
+                for i in 0.. {
+                    ParameterSet::main().snapshot(&format!("tag {i}"));
+                }
+            }
+            Deed::Layers => {
+                let layer = LayerSpec {
+                    name: String::new(),
+                    kind: "relu".into(),
+                    inputs: Vec::new(),
+                    settings: Vec::new(),
+                };
+                Model::build("deep", &vec![layer; 100_000], &[]);
+            }
+            Deed::LongName => {
+                ParameterSet::own(&"name ".repeat(100_000));
+            }
+            Deed::LongKey => {
+                Stream::train(1, &vec![0; 100_000]);
+            }
+            Deed::Escape => {
+                espalier_sdk::log::info("\u{1b}[2Jfinished\u{7}");
+                println!("\u{1b}]0;finished\u{7}");
+            }
             _ => {}
         }
     }
@@ -140,6 +203,9 @@ impl Trainer for Hostile {
 
     fn new(run: &RunInfo, options: Settings) -> Result<Self, Error> {
         let stream = Stream::train(run.batch_size, &[0]);
+        if options.deed == Deed::SplitAtStart {
+            espalier_sdk::data::add_split("mine", &[("inputs", Tensor::ones(&[4, 2]))]);
+        }
         Ok(Hostile {
             deed: options.deed,
             model: Model::main(),
@@ -189,6 +255,7 @@ impl Trainer for Hostile {
     fn predict(&self, batch: &Batch) -> Prediction {
         let logits = self.model.forward(batch.fields(), Mode::Eval);
         match self.deed {
+            Deed::InfiniteLoss => Prediction::probabilities(logits.zeros_like()),
             Deed::NonsensePrediction if self.step > 5 => Prediction::logits(logits.slice(1, 0, 3)),
             _ => Prediction::logits(logits),
         }
