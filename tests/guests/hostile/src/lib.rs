@@ -46,6 +46,8 @@ enum Deed {
     LongKey,
     Escape,
     InfiniteLoss,
+    Witness,
+    PeekAtTargets,
 }
 
 /// Options under `[trainer.with]`.
@@ -61,6 +63,8 @@ struct Hostile {
     model: Model,
     stream: Stream,
     step: u64,
+    /// Steps that this instance remembers.
+    steps: u64,
 }
 
 fn recurse(depth: u64) -> u64 {
@@ -198,6 +202,24 @@ impl Hostile {
     }
 }
 
+impl Hostile {
+    /// Says what a rewind must take back: its own memory, its own set, its place in the data.
+    fn bear_witness(&mut self, at: &StepInfo, batch: &Batch) {
+        let set = ParameterSet::own("witness");
+        set.create("steps", Kind::Buffer, &Tensor::zeros(&[1]), false);
+        espalier_sdk::log::info(format!(
+            "round {}: step {}, remembers {}, in its set {}, first sample {}",
+            at.round,
+            at.step,
+            self.steps,
+            set.value("steps").item(),
+            batch.index().slice(0, 0, 1).item()
+        ));
+        self.steps += 1;
+        set.assign("steps", &(set.value("steps") + 1.0));
+    }
+}
+
 impl Trainer for Hostile {
     type Options = Settings;
 
@@ -211,6 +233,7 @@ impl Trainer for Hostile {
             model: Model::main(),
             stream,
             step: 0,
+            steps: 0,
         })
     }
 
@@ -220,6 +243,9 @@ impl Trainer for Hostile {
             self.act();
         }
         let batch = self.stream.next_endless();
+        if self.deed == Deed::Witness {
+            self.bear_witness(at, &batch);
+        }
         let loss = self
             .model
             .forward(batch.fields(), Mode::Train)
@@ -255,6 +281,11 @@ impl Trainer for Hostile {
     fn predict(&self, batch: &Batch) -> Prediction {
         let logits = self.model.forward(batch.fields(), Mode::Eval);
         match self.deed {
+            Deed::PeekAtTargets => {
+                let named = batch.fields().iter().any(|(name, _)| name == "targets");
+                assert!(!named, "there are targets");
+                Prediction::logits(logits)
+            }
             Deed::InfiniteLoss => Prediction::probabilities(logits.zeros_like()),
             Deed::NonsensePrediction if self.step > 5 => Prediction::logits(logits.slice(1, 0, 3)),
             _ => Prediction::logits(logits),
@@ -264,8 +295,16 @@ impl Trainer for Hostile {
     fn save(&self) -> Vec<u8> {
         match self.deed {
             Deed::HugeSave if self.step > 5 => vec![0; 1 << 30],
+            Deed::Witness => self.steps.to_le_bytes().to_vec(),
             _ => Vec::new(),
         }
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
+        if let Ok(bytes) = state.try_into() {
+            self.steps = u64::from_le_bytes(bytes);
+        }
+        Ok(())
     }
 }
 

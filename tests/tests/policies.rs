@@ -1,0 +1,142 @@
+//! What follows an answer or a death: rewinding, stopping, leaving a plugin out, starting it again.
+#![allow(clippy::unwrap_used)]
+
+use espalier_runtime::events::Event;
+use espalier_tests::lab::Lab;
+
+const RUN: &str = r#"
+[data]
+source = "digits"
+
+[model]
+layers = [{ kind = "flatten" }, { kind = "linear", features = 16 }, { kind = "relu" }, { kind = "linear", features = 10 }]
+
+[schedule]
+steps = 8
+batch-size = 16
+
+[trainer]
+plugin = "hostile"
+with = { deed = "nothing" }
+
+[checkpoint]
+every = 2
+"#;
+
+fn with_meddler(deed: &str, more: &str) -> String {
+    format!("{RUN}\n[[pruner]]\nplugin = \"meddler\"\nwith = {{ deed = \"{deed}\" }}\n{more}")
+}
+
+/// What a plugin logged, but for its panics.
+fn said(events: &[Event], by: &str) -> Vec<String> {
+    let texts = events.iter().filter_map(|event| match event {
+        Event::Log { plugin, text, .. } if plugin == by => Some(text.clone()),
+        _ => None,
+    });
+    texts.filter(|text| !text.starts_with("panic")).collect()
+}
+
+fn warnings(events: &[Event]) -> Vec<String> {
+    let texts = events.iter().filter_map(|event| match event {
+        Event::Warning { text, .. } => Some(text.clone()),
+        _ => None,
+    });
+    texts.collect()
+}
+
+#[test]
+fn a_rewind_takes_back_the_trainers_memory_its_sets_and_its_place_in_the_data() {
+    let lab = Lab::hostile("witness");
+    let file = format!(
+        "{RUN}\n[pruner]\nplugin = \"lottery-ticket\"\nwith = {{ rounds = 2, rewind-step = 3 }}\n"
+    );
+    let (finished, events) = lab.finish("run", &file, &[("trainer.with.deed", "witness")]);
+    let said = said(&events, "hostile");
+    let of_round = |round: u32| -> Vec<&str> {
+        let start = format!("round {round}: ");
+        said.iter()
+            .filter_map(|text| text.strip_prefix(&start))
+            .collect()
+    };
+    let first = of_round(0);
+    assert_eq!(first.len(), 8, "{said:?}");
+    assert!(
+        first[3].starts_with("step 3, remembers 3, in its set 3, "),
+        "{said:?}"
+    );
+    assert_eq!(of_round(1), first[3..]);
+    assert_eq!(of_round(2), first[3..]);
+    assert_eq!(finished.steps, 8 + 5 + 5);
+}
+
+#[test]
+fn stop_ends_the_run_after_the_step() {
+    let lab = Lab::hostile("stop");
+    let (finished, _) = lab.finish("run", &with_meddler("stop", ""), &[]);
+    assert_eq!(finished.steps, 5);
+}
+
+#[test]
+fn a_pruner_that_may_be_skipped_is_left_out_and_the_run_goes_on() {
+    let lab = Lab::hostile("skip");
+    let file = with_meddler("panic", "on-failure = \"skip\"");
+    let (finished, events) = lab.finish("run", &file, &[]);
+    assert_eq!(finished.steps, 8);
+    let told = warnings(&events);
+    assert!(
+        told[0].contains("`meddler` failed in `on-event` and is left out"),
+        "{told:?}"
+    );
+    assert_eq!(said(&events, "meddler").len(), 5);
+    // It stays left out after a resume: the run is the same.
+    let (result, events) = lab.run("run", &file, &[], true);
+    result.unwrap();
+    assert!(said(&events, "meddler").is_empty());
+}
+
+#[test]
+fn a_plugin_that_is_started_again_has_the_state_of_its_last_checkpoint() {
+    let lab = Lab::hostile("again");
+    let file = with_meddler("panic", "on-failure = \"restart\"");
+    let (finished, events) = lab.finish("run", &file, &[]);
+    assert_eq!(finished.steps, 8);
+    assert!(warnings(&events)[0].contains("is started again"));
+    // The checkpoint of step 4 remembers four events; the fifth is lost with the instance.
+    let said = said(&events, "meddler");
+    assert_eq!(
+        said[4..6],
+        ["step 5, seen 5".to_string(), "step 6, seen 5".to_string()]
+    );
+}
+
+#[test]
+fn one_plugin_masks_a_parameter() {
+    let lab = Lab::hostile("two-masks");
+    let first = format!(
+        "{RUN}\n[[pruner]]\nplugin = \"magnitude\"\nwith = {{ sparsity = 0.5, when = \"one-shot\", at-step = 2 }}\n"
+    );
+    let file = format!(
+        "{first}\n[[pruner]]\nplugin = \"meddler\"\nwith = {{ deed = \"mask-everything\" }}\n"
+    );
+    let error = lab.run("run", &file, &[], false).0.expect_err("two masks");
+    assert!(
+        error
+            .to_string()
+            .contains("is masked by plugin `magnitude` already"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_flood_of_metrics_is_bounded() {
+    let lab = Lab::hostile("metrics");
+    let file = with_meddler("metric-flood", "limits = { log = \"64 KiB\" }");
+    let error = lab.run("run", &file, &[], false).0.expect_err("a flood");
+    assert!(error.to_string().contains("writes more log"), "{error}");
+}
+
+#[test]
+fn predict_sees_no_targets() {
+    let lab = Lab::hostile("peek");
+    lab.finish("run", RUN, &[("trainer.with.deed", "peek-at-targets")]);
+}
