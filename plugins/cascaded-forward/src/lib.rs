@@ -1,11 +1,11 @@
 //! Trainer: Cascaded-Forward. Every block of the model has a linear predictor; their predictions add up.
 //!
-//! Zhao et al. 2023, as compared with backpropagation in arXiv 2509.19063. `rand-ce`: the blocks keep their
-//! random values, each predictor learns by cross-entropy on what its block gives. `dfa-ce`: for the first part
-//! of a round the blocks learn by direct feedback alignment (Nokland 2016): the error e = softmax - one-hot of the
-//! model's last layer reaches block i as e B_i, with a fixed Gaussian B_i [classes, width] whose rows have length
-//! 1, and goes back through that block alone; the last block and the last layer follow the true gradient. Then the
-//! blocks stand still and the predictors learn.
+//! Zhao et al. 2023 (arXiv 2303.09728), compared with backpropagation in arXiv 2509.19063. `rand-ce`: the
+//! blocks keep their random values, each predictor learns by cross-entropy on what its block gives. `dfa-ce`:
+//! for the first part of a round the blocks learn by direct feedback alignment (Nokland 2016): the error e =
+//! softmax - one-hot of the model's last layer reaches block i as e B_i, with a fixed Gaussian B_i [classes,
+//! width] whose rows have length 1, and goes back through that block alone; the last block and the last layer
+//! follow the true gradient. Then the blocks stand still and the predictors learn.
 //!
 //! The model's own last layer is the predictor of the last block. Blocks that stand still run in evaluation mode,
 //! so that their running statistics stand still too.

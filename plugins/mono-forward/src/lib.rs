@@ -1,6 +1,6 @@
 //! Trainer: Mono-Forward. Every layer has a class projection of its own and learns from it alone.
 //!
-//! Gong, Li and Abdulla 2025, as compared with backpropagation in arXiv 2509.19063. Layer i gives
+//! Gong, Li and Abdulla 2025 (arXiv 2501.09238), compared with backpropagation in arXiv 2509.19063. Layer i gives
 //! `a_i = f(W_i a_{i-1} + b_i)` and the goodness `G_i = a_i M_i^T`. Its loss is the cross-entropy of `G_i`;
 //! `W_i`, `b_i` and `M_i` follow the gradient of that loss by Adam, with `a_{i-1}` a constant. No gradient passes
 //! from layer to layer.
