@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: the built `espalier` command and the workspace's folders.
 
+pub mod bench;
 pub mod lab;
 
 use std::path::{Path, PathBuf};
