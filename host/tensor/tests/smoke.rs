@@ -85,3 +85,22 @@ fn a_long_chain_is_built_differentiated_and_dropped_without_recursion() {
     drop(z);
     assert_eq!(account.live_nodes(), 0);
 }
+
+#[test]
+fn a_bool_tensor_beside_a_number_becomes_f32_and_beside_a_tensor_that_ones_type() {
+    let flags = Tensor::from_vec(vec![true, false], &[2]).unwrap();
+    let doubles = Tensor::from_vec(vec![0.5f64, 0.5], &[2]).unwrap();
+    let found = |t: Tensor| (t.dtype(), t.to_list().unwrap());
+    let sum = ops::add(&flags, 2.0).unwrap();
+    assert_eq!(found(sum), (DType::F32, vec![3.0, 2.0]));
+    let sum = ops::add(&flags, &doubles).unwrap();
+    assert_eq!(found(sum), (DType::F64, vec![1.5, 0.5]));
+    assert!(ops::add(&flags, &flags).is_err());
+    let chosen = ops::where_(&flags, &flags, 7.0).unwrap();
+    assert_eq!(found(chosen), (DType::F32, vec![1.0, 7.0]));
+    let chosen = ops::where_(&flags, &flags, &flags).unwrap();
+    assert_eq!(found(chosen), (DType::Bool, vec![1.0, 0.0]));
+    let chosen = ops::where_(&flags, 3.0, 4.0).unwrap();
+    assert_eq!(found(chosen), (DType::F32, vec![3.0, 4.0]));
+    assert_eq!(found(ops::add(1.0, 2.0).unwrap()), (DType::F32, vec![3.0]));
+}
