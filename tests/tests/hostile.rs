@@ -212,7 +212,6 @@ fn what_outlives_its_handle_is_bounded() {
         ("tags", "more than 64 tags"),
         ("layers", "at most 1024"),
         ("long-name", "a name of 500000 bytes; at most 256"),
-        ("split-of-nothing", "2000000000 samples; at most 16777216"),
         ("long-key", "a key of 100000 numbers"),
     ] {
         let error = fails(deed, "step");

@@ -118,13 +118,15 @@ fn one_plugin_masks_a_parameter() {
     let file = format!(
         "{first}\n[[pruner]]\nplugin = \"meddler\"\nwith = {{ deed = \"mask-everything\" }}\n"
     );
-    let error = lab.run("run", &file, &[], false).0.expect_err("two masks");
-    assert!(
-        error
-            .to_string()
-            .contains("is masked by plugin `magnitude` already"),
-        "{error}"
-    );
+    for resume in [false, true] {
+        let error = lab.run("run", &file, &[], resume).0.expect_err("two masks");
+        assert!(
+            error
+                .to_string()
+                .contains("is masked by plugin `magnitude` already"),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -139,4 +141,34 @@ fn a_flood_of_metrics_is_bounded() {
 fn predict_sees_no_targets() {
     let lab = Lab::hostile("peek");
     lab.finish("run", RUN, &[("trainer.with.deed", "peek-at-targets")]);
+}
+
+#[test]
+fn a_run_stopped_before_its_first_checkpoint_begins_again() {
+    let lab = Lab::hostile("early");
+    lab.finish("run", RUN, &[]);
+    let file = lab.out("run").join("metrics.jsonl");
+    let metrics = std::fs::read_to_string(&file).unwrap();
+    // As a kill leaves it: lines of steps that no checkpoint holds.
+    std::fs::remove_dir_all(lab.out("run").join("checkpoints")).unwrap();
+    lab.run("run", RUN, &[], true).0.unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), metrics);
+}
+
+#[test]
+fn a_nonsense_objective_is_the_trainers_fault_and_not_the_askers() {
+    let lab = Lab::hostile("ask");
+    let file = with_meddler("ask-objective", "on-failure = \"skip\"");
+    lab.finish("good", &file, &[]);
+    let sets = [("trainer.with.deed", "nonsense-objective")];
+    let error = lab.run("run", &file, &sets, false).0.expect_err("one loss");
+    let text = error.to_string();
+    assert!(
+        text.contains("plugin `hostile`") && text.contains("`objective`"),
+        "{text}"
+    );
+    assert!(
+        text.contains("losses of shape [], expected one loss a sample: [16]"),
+        "{text}"
+    );
 }

@@ -296,9 +296,13 @@ impl<'a> Runner<'a> {
         };
         let (opened, restored) = match &run.resume {
             Some(dir) => {
-                let folder = RunFolder::open(dir, &lock)?;
+                let mut folder = RunFolder::open(dir, &lock)?;
                 let found = checkpoint::newest(&folder.checkpoints())
                     .map_err(|error| edge("no checkpoint could be read", &error))?;
+                if found.is_none() {
+                    // Stopped before its first checkpoint: every step is done again.
+                    folder.truncate_metrics(0)?;
+                }
                 (Some(folder), found)
             }
             None => (None, None),

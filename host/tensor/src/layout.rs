@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, Range};
 
+use crate::account::fits_limit;
 use crate::error::{Error, Result};
 
 /// The most axes a tensor may have.
@@ -89,7 +90,12 @@ pub(crate) fn count(op: &'static str, shape: &[usize]) -> Result<usize> {
     if product > isize::MAX as usize / 8 {
         return Err(too_large());
     }
-    Ok(if shape.contains(&0) { 0 } else { product })
+    if shape.contains(&0) {
+        // No memory, but loops over the other axes still run: bounded as a view is.
+        fits_limit(op, product as u64)?;
+        return Ok(0);
+    }
+    Ok(product)
 }
 
 impl Layout {

@@ -168,6 +168,11 @@ fn sizes_beyond_the_machine_are_refused() {
         })
     ));
     assert_eq!(account.used_bytes(), 4);
+    // Nothing is stored, but a gradient would loop over the outer axes.
+    assert!(matches!(
+        Tensor::zeros(&[1 << 30, 1 << 20, 0], DType::F32),
+        Err(Error::Budget { op: "zeros", .. })
+    ));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A trainer that trains honestly until step 5 and then does one thing that no plugin may do: what the sandbox
 //! is for. `tests/tests/hostile.rs` runs it once for each.
 
-use espalier_sdk::data::{Sampling, Stream};
+use espalier_sdk::data::Stream;
 use espalier_sdk::model::LayerSpec;
 use espalier_sdk::parameters::{Kind, SgdOptions};
 use espalier_sdk::tensor::Dtype;
@@ -35,7 +35,6 @@ enum Deed {
     HugeSave,
     DeepGraph,
     View,
-    SplitOfNothing,
     SplitAtStart,
     Sets,
     Parameters,
@@ -151,11 +150,6 @@ impl Hostile {
                 // One number seen so often that reading it would take minutes.
                 let one = Tensor::full(&[1, 1], 1.0, Dtype::F32);
                 one.broadcast_to(&[1_000_000, 100_000]).sum(&[]);
-            }
-            Deed::SplitOfNothing => {
-                let nothing = Tensor::zeros(&[2_000_000_000, 0]);
-                espalier_sdk::data::add_split("nothing", &[("inputs", nothing)]);
-                Stream::open("nothing", &["inputs"], 1, Sampling::Shuffled, &[]).next_endless();
             }
             Deed::Sets => {
                 for i in 0.. {

@@ -1,6 +1,7 @@
 //! A pruner that counts events and, at step 5, does one thing that no pruner should. `tests/tests/policies.rs`
 //! says what must follow.
 
+use espalier_sdk::data::Stream;
 use espalier_sdk::state::{Reader, Writer};
 use espalier_sdk::{
     Choice, Directive, Error, Event, EventKind, Options, ParameterSet, Pruner, RunInfo, log,
@@ -14,6 +15,7 @@ enum Deed {
     MaskEverything,
     MetricFlood,
     Stop,
+    AskObjective,
 }
 
 /// Options under `[pruner.with]`.
@@ -59,6 +61,10 @@ impl Pruner for Meddler {
                 log::metric("again", 1.0);
             },
             Deed::Stop => return Directive::Stop,
+            Deed::AskObjective => {
+                let batch = Stream::train(16, &[7]).next_endless();
+                espalier_sdk::model::objective(&batch);
+            }
         }
         Directive::Continue
     }
