@@ -88,9 +88,24 @@ fn a_pruner_that_may_be_skipped_is_left_out_and_the_run_goes_on() {
         "{told:?}"
     );
     assert_eq!(said(&events, "meddler").len(), 5);
-    // It stays left out after a resume: the run is the same.
-    let (result, events) = lab.run("run", &file, &[], true);
-    result.unwrap();
+}
+
+#[test]
+fn a_plugin_left_out_stays_out_after_a_resume() {
+    let lab = Lab::hostile("skip-resume");
+    let file = with_meddler("panic", "on-failure = \"skip\"");
+    // The trainer ends the run after the checkpoint of step 6, in its first measurement.
+    let sets = [("trainer.with.deed", "nonsense-prediction")];
+    let (result, events) = lab.run("run", &file, &sets, false);
+    result.expect_err("ends after step 8");
+    assert_eq!(said(&events, "meddler").len(), 5);
+    let (result, events) = lab.run("run", &file, &sets, true);
+    result.expect_err("ends after step 8 again");
+    assert!(
+        events
+            .iter()
+            .any(|e| matches!(e, Event::Started { step: 6, .. }))
+    );
     assert!(said(&events, "meddler").is_empty());
 }
 
