@@ -9,12 +9,11 @@ pub use optim::{AdamOptions, SgdOptions};
 /// A set of parameters: the run's own, a model's, or this plugin's.
 ///
 /// ```no_run
-/// # use espalier_sdk::{Tensor, autograd::grad, parameters::{ParameterSet, SgdOptions}};
+/// # use espalier_sdk::{Tensor, parameters::{ParameterSet, SgdOptions}};
 /// # fn f(loss: Tensor) {
 /// let set = ParameterSet::main();
 /// let names = set.trainable();
-/// let values = set.values(&names);
-/// let grads = grad(&loss, &values.iter().collect::<Vec<_>>());
+/// let grads = set.grad(&loss, &names);
 /// set.sgd(&names, &grads, SgdOptions { lr: 0.1, ..Default::default() });
 /// # }
 /// ```
@@ -63,6 +62,15 @@ impl ParameterSet {
     /// The values of several.
     pub fn values<S: AsRef<str>>(&self, names: &[S]) -> Vec<Tensor> {
         names.iter().map(|name| self.value(name.as_ref())).collect()
+    }
+
+    /// Gradients of a scalar with respect to the named parameters, in their order; frees the graph on the way.
+    ///
+    /// The handles to the values are gone when it returns, so an optimiser step that follows updates in place;
+    /// while a plugin holds a value, the step has to copy it first.
+    pub fn grad<S: AsRef<str>>(&self, loss: &Tensor, names: &[S]) -> Vec<Tensor> {
+        let values = self.values(names);
+        crate::autograd::grad(loss, &values.iter().collect::<Vec<_>>())
     }
 
     /// Replaces a value, without graph. Handles given out before keep the old one.

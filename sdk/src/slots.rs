@@ -12,7 +12,7 @@ use crate::tensor::Tensor;
 /// use espalier_sdk::data::{Batch, Stream};
 /// use espalier_sdk::model::{Mode, Model, Prediction};
 /// use espalier_sdk::parameters::{ParameterSet, SgdOptions};
-/// use espalier_sdk::{Error, Options, RunInfo, StepInfo, StepReport, Tensor, Trainer, grad};
+/// use espalier_sdk::{Error, Options, RunInfo, StepInfo, StepReport, Tensor, Trainer};
 ///
 /// #[derive(Options)]
 /// struct Settings {
@@ -40,8 +40,7 @@ use crate::tensor::Tensor;
 ///         let loss = self.objective(&batch).mean(&[]);
 ///         let set = ParameterSet::main();
 ///         let names = set.trainable();
-///         let values = set.values(&names);
-///         let grads = grad(&loss, &values.iter().collect::<Vec<_>>());
+///         let grads = set.grad(&loss, &names);
 ///         set.sgd(&names, &grads, SgdOptions { lr: self.lr, ..Default::default() });
 ///         StepReport::new(loss.item(), batch.count())
 ///     }

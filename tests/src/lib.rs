@@ -30,7 +30,9 @@ pub fn espalier() -> &'static Path {
             .args([
                 "build",
                 "--quiet",
-                "--package",
+                // Not `--package`: by itself the package would get other features of shared dependencies than
+                // `cargo test` has just built, and all of them would be compiled once more.
+                "--bin",
                 "espalier",
                 "--message-format=json",
             ])

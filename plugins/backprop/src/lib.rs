@@ -10,7 +10,7 @@ use espalier_sdk::parameters::{AdamOptions, SgdOptions, clip_grad_norm};
 use espalier_sdk::schedule::Schedule;
 use espalier_sdk::{
     Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo, StepReport,
-    Tensor, Trainer, grad,
+    Tensor, Trainer,
 };
 
 /// How a gradient changes a parameter.
@@ -115,9 +115,8 @@ impl Trainer for Backprop {
     fn step(&mut self, at: &StepInfo) -> StepReport {
         let batch = self.stream.next_endless();
         let set = ParameterSet::main();
-        let values = set.values(&self.names);
         let loss = self.losses(&batch, Mode::Train).mean(&[]);
-        let mut grads = grad(&loss, &values.iter().collect::<Vec<_>>());
+        let mut grads = set.grad(&loss, &self.names);
         if self.settings.clip_grad_norm > 0.0 {
             grads = clip_grad_norm(&grads, self.settings.clip_grad_norm).0;
         }

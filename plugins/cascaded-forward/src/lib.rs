@@ -17,7 +17,7 @@ use espalier_sdk::options::Value;
 use espalier_sdk::parameters::{AdamOptions, Kind};
 use espalier_sdk::{
     Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo, StepReport,
-    Tensor, Trainer, grad, no_grad, random,
+    Tensor, Trainer, no_grad, random,
 };
 
 /// How the blocks get their values.
@@ -236,6 +236,8 @@ impl CascadedForward {
             let cotangent = error.matmul(&feedback).reshape_as(activity);
             let values = self.main.values(&block.parameters);
             let grads = vjp(activity, &cotangent, &values.iter().collect::<Vec<_>>());
+            // While a value is held, the optimiser has to copy it.
+            drop(values);
             let options = AdamOptions {
                 lr: self.settings.block_lr,
                 ..AdamOptions::default()
@@ -250,8 +252,7 @@ fn update(set: &ParameterSet, names: &[String], loss: &Tensor, lr: f64) {
     if names.is_empty() {
         return;
     }
-    let values = set.values(names);
-    let grads = grad(loss, &values.iter().collect::<Vec<_>>());
+    let grads = set.grad(loss, names);
     set.adam(
         names,
         &grads,

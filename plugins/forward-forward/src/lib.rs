@@ -17,7 +17,7 @@ use espalier_sdk::parameters::AdamOptions;
 use espalier_sdk::schedule::Schedule;
 use espalier_sdk::{
     Choice, Dtype, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo,
-    StepReport, Tensor, Trainer, grad, no_grad, random,
+    StepReport, Tensor, Trainer, no_grad, random,
 };
 
 /// What predicts.
@@ -241,8 +241,7 @@ impl ForwardForward {
         if names.is_empty() {
             return;
         }
-        let values = self.main.values(names);
-        let grads = grad(loss, &values.iter().collect::<Vec<_>>());
+        let grads = self.main.grad(loss, names);
         self.main.adam(
             names,
             &grads,

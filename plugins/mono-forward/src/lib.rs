@@ -198,6 +198,8 @@ impl MonoForward {
             return;
         }
         let grads = grad(loss, &values.iter().collect::<Vec<_>>());
+        // While a value is held, the optimiser has to copy it.
+        drop(values);
         let options = AdamOptions {
             lr,
             weight_decay: self.settings.weight_decay,
