@@ -85,6 +85,25 @@ fn mono_forward_has_the_known_goodness_loss_and_gradients() {
 }
 
 #[test]
+fn the_next_layer_of_mono_forward_learns_from_what_the_first_gives() {
+    let bench = mono_forward("mono-forward-next", "");
+    bench.set("linear3.weight", &IDENTITY);
+    bench.step(0);
+    // a = [1, 2], then [1 + 1, 0.25 + 2] = G; g = [-s, s] with s = 1 / (1 + e^-0.25).
+    let s = 1.0 / (1.0 + (-0.25f64).exp());
+    close(
+        &bench.gradient("linear2.weight").unwrap(),
+        &[-s, -2.0 * s, s, 2.0 * s],
+        "dW",
+    );
+    close(
+        &bench.gradient("linear3.weight").unwrap(),
+        &[-2.0 * s, -2.25 * s, 2.0 * s, 2.25 * s],
+        "dW of the last layer",
+    );
+}
+
+#[test]
 fn a_silent_unit_of_mono_forward_learns_nothing() {
     let bench = mono_forward("mono-forward-silent", "");
     bench.set("linear1.weight", &[1.0, 0.0, 0.0, -1.0]);
