@@ -187,3 +187,56 @@ fn a_nonsense_objective_is_the_trainers_fault_and_not_the_askers() {
         "{text}"
     );
 }
+
+#[test]
+fn an_entry_that_names_the_wrong_slot_or_version_is_refused_before_anything_runs() {
+    for (name, words) in [
+        (
+            "trainer-called-pruner",
+            "`trainer-called-pruner` is not a pruner",
+        ),
+        (
+            "meddler-of-another-version",
+            "plugin `meddler-of-another-version` is not the version that the registry names",
+        ),
+    ] {
+        let lab = Lab::hostile(name);
+        let file = format!("{RUN}\n[pruner]\nplugin = \"{name}\"\n");
+        let error = lab.run("run", &file, &[], false).0.expect_err(name);
+        assert_eq!(error.what, words);
+        assert!(!lab.out("run").exists(), "nothing was written");
+    }
+}
+
+#[test]
+fn clock_and_entropy_follow_from_the_runs_seed() {
+    let lab = Lab::hostile("clock");
+    let told = |name: &str, seed: &str| {
+        let sets = [("trainer.with.deed", "clock"), ("run.seed", seed)];
+        said(&lab.finish(name, RUN, &sets).1, "hostile")
+    };
+    let first = told("one", "0");
+    assert_eq!(first.len(), 1);
+    assert_eq!(told("again", "0"), first);
+    assert_ne!(told("other", "1"), first);
+}
+
+#[test]
+fn a_run_of_another_component_is_not_gone_on_with() {
+    let lab = Lab::hostile("digest");
+    lab.finish("run", RUN, &[]);
+    let file = lab.out("run").join("lock.toml");
+    let lock = std::fs::read_to_string(&file).unwrap();
+    let at = lock.find("sha256 = \"").unwrap() + "sha256 = \"".len();
+    let other = format!("{}{}{}", &lock[..at], "0".repeat(64), &lock[at + 64..]);
+    std::fs::write(&file, other).unwrap();
+    let error = lab
+        .run("run", RUN, &[], true)
+        .0
+        .expect_err("another component");
+    let text = error.to_string();
+    assert!(
+        text.contains("is a run of something else") && text.contains(&"0".repeat(64)),
+        "{text}"
+    );
+}

@@ -5,7 +5,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Raw, Result, Table, Targets, Values, open};
+use super::{Error, Raw, Result, Table, Targets, Values, open, read_exactly};
 
 /// Images of [1, h, w] scaled to 0..1, with the folder's own test split.
 pub(super) fn read(folder: &Path) -> Result<Raw> {
@@ -154,20 +154,10 @@ fn read_idx(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>)> {
         .iter()
         .try_fold(1usize, |product, size| product.checked_mul(*size))
         .ok_or_else(|| wrong(format!("sizes {sizes:?} are more than a computer can hold")))?;
-    // One byte more than the header promises tells a long file from an exact one without reading it all.
-    let mut bytes = Vec::new();
-    file.take(expected as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() != expected {
-        let found = if bytes.len() > expected {
-            "more".into()
-        } else {
-            bytes.len().to_string()
-        };
-        return Err(wrong(format!(
+    match read_exactly(file, expected).map_err(unreadable)? {
+        Ok(bytes) => Ok((sizes, bytes)),
+        Err(found) => Err(wrong(format!(
             "the header says {sizes:?}, that is {expected} bytes; the file holds {found}; download it again"
-        )));
+        ))),
     }
-    Ok((sizes, bytes))
 }

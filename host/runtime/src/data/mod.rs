@@ -547,5 +547,23 @@ fn open(path: &Path) -> Result<Box<dyn std::io::Read>> {
     })
 }
 
+/// The rest of a file that should be `expected` bytes long; where it is not, what it holds instead, in words.
+fn read_exactly(
+    file: impl std::io::Read,
+    expected: usize,
+) -> std::io::Result<std::result::Result<Vec<u8>, String>> {
+    use std::cmp::Ordering;
+    use std::io::Read;
+    // One byte more than promised tells a long file from an exact one without reading it all.
+    let mut bytes = Vec::new();
+    file.take((expected as u64).saturating_add(1))
+        .read_to_end(&mut bytes)?;
+    Ok(match bytes.len().cmp(&expected) {
+        Ordering::Equal => Ok(bytes),
+        Ordering::Greater => Err("more".into()),
+        Ordering::Less => Err(bytes.len().to_string()),
+    })
+}
+
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::{Error, Raw, Result, Table, Targets, Values, open};
+use super::{Error, Raw, Result, Table, Targets, Values, open, read_exactly};
 
 /// Elements of one file.
 enum Elements {
@@ -190,7 +190,6 @@ fn read_npy(path: &Path) -> Result<(Vec<usize>, Elements)> {
     let expected = count
         .and_then(|count| count.checked_mul(size))
         .ok_or_else(|| wrong(format!("shape {shape:?} is more than a computer can hold")))?;
-    let mut bytes = Vec::new();
     let cut = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::UnexpectedEof => wrong("its compressed content ends too early".into()),
         _ => Error::Read {
@@ -198,19 +197,13 @@ fn read_npy(path: &Path) -> Result<(Vec<usize>, Elements)> {
             source,
         },
     };
-    file.take(expected as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(cut)?;
-    if bytes.len() != expected {
-        let found = if bytes.len() > expected {
-            "more".into()
-        } else {
-            bytes.len().to_string()
-        };
-        return Err(wrong(format!(
-            "the header says shape {shape:?} of `{descr}`, that is {expected} bytes; the file holds {found}"
-        )));
-    }
+    let bytes = read_exactly(file, expected)
+        .map_err(cut)?
+        .map_err(|found| {
+            wrong(format!(
+                "the header says shape {shape:?} of `{descr}`, that is {expected} bytes; the file holds {found}"
+            ))
+        })?;
     let elements = match descr {
         "<f4" => Elements::Floats(words(&bytes, f32::from_le_bytes)),
         "<f8" => Elements::Floats(words(&bytes, |word| f64::from_le_bytes(word) as f32)),

@@ -499,3 +499,60 @@ impl wasmtime::ResourceLimiter for Meter {
         16
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::host::state::RunState;
+
+    fn guest() -> Guest {
+        let shared = Rc::new(Shared::new(RunState::empty(0)));
+        Guest::new(
+            "test",
+            Slot::Pruner,
+            Limits::default(),
+            Account::new(None),
+            shared,
+        )
+    }
+
+    #[test]
+    fn no_host_function_begins_after_the_deadline() {
+        let mut guest = guest();
+        assert!(guest.in_time().is_ok());
+        guest.deadline = Instant::now() - Duration::from_millis(1);
+        assert!(guest.in_time().is_err());
+        assert!(guest.affordable("matmul", 1.0).is_err());
+    }
+
+    #[test]
+    fn one_handle_more_than_granted_is_refused() {
+        let mut guest = guest();
+        guest.limits.handles = 2;
+        let one = || espalier_tensor::Tensor::ones(&[1], espalier_tensor::DType::F32);
+        let first = guest.put(one()).unwrap();
+        guest.put(one()).unwrap();
+        assert!(guest.put(one()).is_err());
+        guest.take_tensor(first).unwrap();
+        assert!(guest.put(one()).is_ok());
+    }
+
+    #[test]
+    fn text_for_people_keeps_lines_and_loses_control_characters() {
+        assert_eq!(shown("a\tb\n\u{1b}[2J\r"), "a\tb\n\u{fffd}[2J\u{fffd}");
+        assert!(named("new-set", "a b/c").is_ok());
+        assert!(named("new-set", "a\nb").is_err());
+    }
+
+    #[test]
+    fn memory_is_counted_over_all_linear_memories() {
+        use wasmtime::ResourceLimiter;
+        let mut meter = guest().memory;
+        meter.limit = 100;
+        assert!(meter.memory_growing(0, 60, None).is_ok());
+        assert!(meter.memory_growing(0, 40, None).is_ok());
+        assert!(meter.memory_growing(60, 61, None).is_err());
+        assert!(meter.memory_growing(0, usize::MAX, None).is_err());
+    }
+}

@@ -653,11 +653,7 @@ pub(super) fn forward(
     inputs: &[Tensor],
     pass: &mut Pass,
 ) -> Result<Tensor> {
-    let fail = |source| Error::Tensor {
-        layer: layer.name.clone(),
-        kind: layer.kind.clone(),
-        source,
-    };
+    let fail = fail_of(layer);
     let x = &inputs[0];
     let out = match op {
         Op::Linear { bias } => {
@@ -774,6 +770,15 @@ fn unit_rows(t: &Tensor) -> espalier_tensor::Result<Tensor> {
     ops::divide(t, &ops::sqrt(&ops::add(&squares, 1e-12)?)?)
 }
 
+/// An error of the engine as the layer's.
+fn fail_of(layer: &LayerInfo) -> impl Fn(espalier_tensor::Error) -> Error + Copy + '_ {
+    |source| Error::Tensor {
+        layer: layer.name.clone(),
+        kind: layer.kind.clone(),
+        source,
+    }
+}
+
 /// Batch statistics in training, running ones else. As in PyTorch the batch is normalised with its biased
 /// variance and the running variance moves towards the unbiased one.
 fn batch_norm(
@@ -783,11 +788,7 @@ fn batch_norm(
     epsilon: f64,
     pass: &mut Pass,
 ) -> Result<Tensor> {
-    let fail = |source| Error::Tensor {
-        layer: layer.name.clone(),
-        kind: layer.kind.clone(),
-        source,
-    };
+    let fail = fail_of(layer);
     let w = pass.parameter(layer, "weight")?;
     let b = pass.parameter(layer, "bias")?;
     let running_mean = pass.parameter(layer, "running-mean")?;
@@ -836,11 +837,7 @@ fn attention(
     causal: bool,
     pass: &mut Pass,
 ) -> Result<Tensor> {
-    let fail = |source| Error::Tensor {
-        layer: layer.name.clone(),
-        kind: layer.kind.clone(),
-        source,
-    };
+    let fail = fail_of(layer);
     let in_w = pass.parameter(layer, "in-weight")?;
     let in_b = pass.parameter(layer, "in-bias")?;
     let out_w = pass.parameter(layer, "out-weight")?;

@@ -47,6 +47,7 @@ enum Deed {
     InfiniteLoss,
     Witness,
     PeekAtTargets,
+    Clock,
 }
 
 /// Options under `[trainer.with]`.
@@ -186,6 +187,14 @@ impl Hostile {
             }
             Deed::LongKey => {
                 Stream::train(1, &vec![0; 100_000]);
+            }
+            Deed::Clock => {
+                use std::hash::{BuildHasher, RandomState};
+                use std::time::{Instant, SystemTime, UNIX_EPOCH};
+                let began = Instant::now();
+                let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+                let chance = RandomState::new().hash_one(1);
+                println!("{:?} {since_1970:?} {chance}", began.elapsed());
             }
             Deed::Escape => {
                 espalier_sdk::log::info("\u{1b}[2Jfinished\u{7}");
