@@ -207,8 +207,12 @@ impl RunFolder {
                 level,
                 text,
                 step,
-            } => writeln!(self.log, "step {step} {plugin} {level:?}: {text}")
-                .map_err(failed("written", &path)),
+            } => writeln!(
+                self.log,
+                "step {step} {plugin} {}: {text}",
+                format!("{level:?}").to_lowercase()
+            )
+            .map_err(failed("written", &path)),
             Event::Warning { text, .. } => {
                 writeln!(self.log, "warning: {text}").map_err(failed("written", &path))
             }
