@@ -1,7 +1,8 @@
 //! What follows an answer or a death: rewinding, stopping, leaving a plugin out, starting it again.
 #![allow(clippy::unwrap_used)]
 
-use espalier_runtime::events::Event;
+use espalier_runtime::events::{Ending, Event};
+use espalier_runtime::run;
 use espalier_tests::lab::Lab;
 
 const RUN: &str = r#"
@@ -239,4 +240,19 @@ fn a_run_of_another_component_is_not_gone_on_with() {
         text.contains("is a run of something else") && text.contains(&"0".repeat(64)),
         "{text}"
     );
+}
+
+#[test]
+fn an_adopted_model_is_the_runs_from_the_next_step_on_and_after_a_resume() {
+    let lab = Lab::hostile("adopt");
+    let sets = [("trainer.with.deed", "adopt")];
+    let (finished, _) = lab.finish("run", RUN, &sets);
+    let set = run::parameters_of(&lab.out("run")).unwrap();
+    assert_eq!(set.stored("linear1.weight").unwrap().shape(), [8, 64]);
+    let digest = lab.digest("run");
+    let Ok(Ending::Finished(again)) = lab.run("run", RUN, &sets, true).0 else {
+        panic!("does not go on");
+    };
+    assert_eq!(again.metrics, finished.metrics);
+    assert_eq!(lab.digest("run"), digest);
 }

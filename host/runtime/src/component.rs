@@ -29,7 +29,7 @@ use crate::plan::{Limits, OptionValue, Slot};
 pub const TICK: Duration = Duration::from_millis(5);
 
 /// The version of `wit/` that this host speaks.
-pub const INTERFACE: (u64, u64, u64) = (0, 1, 0);
+pub const INTERFACE: &str = "0.1.0";
 
 const PACKAGE: &str = "espalier:plugin/";
 
@@ -222,10 +222,15 @@ fn split_name(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix(PACKAGE)?.split_once('@')
 }
 
-fn compatible(version: &str) -> bool {
-    let mut parts = version.split(['.', '-', '+']).map(|p| p.parse::<u64>());
-    // Before 1.0 the minor version is the one that breaks.
-    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) == (INTERFACE.0, INTERFACE.1))
+/// Major and minor number: before 1.0 the minor version is the one that breaks.
+pub(crate) fn track(version: &str) -> &str {
+    let second = version.match_indices('.').nth(1);
+    second.map_or(version, |(at, _)| &version[..at])
+}
+
+/// Whether a plugin made for this version of the interface runs here.
+pub(crate) fn compatible(version: &str) -> bool {
+    track(version) == track(INTERFACE)
 }
 
 fn slot_of(
@@ -233,7 +238,6 @@ fn slot_of(
     engine: &Engine,
     component: &Component,
 ) -> Result<(Slot, String), Diagnostic> {
-    let ours = format!("{}.{}.{}", INTERFACE.0, INTERFACE.1, INTERFACE.2);
     let ty = component.component_type();
     let mut exports = Vec::new();
     let names = ty
@@ -248,8 +252,8 @@ fn slot_of(
                 "`{source}` speaks another version of the plugin interface"
             ))
             .expected(format!(
-                "espalier:plugin {}.{}.x (this host has {ours})",
-                INTERFACE.0, INTERFACE.1
+                "espalier:plugin {}.x (this host has {INTERFACE})",
+                track(INTERFACE)
             ))
             .found(format!("espalier:plugin {version}, at `{name}`"))
             .help("build the plugin with the SDK of this host's version"));

@@ -9,14 +9,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::component;
 use crate::diagnostic::{Diagnostic, nearest, one_of};
 use crate::document::{Document, Field, Reader, Value};
 use crate::events::Building;
 use crate::plan::{PluginPlan, Slot};
 use crate::plugin_build;
-
-/// The version of `wit/` that this host offers.
-pub const INTERFACE: &str = "0.1.0";
 
 /// The only registry format that this host reads.
 const SCHEMA: u64 = 1;
@@ -163,18 +161,11 @@ impl Registry {
                 ))
                 .help(format!("name it under [{}]", entry.slot)));
         }
-        let track = |version: &str| {
-            version
-                .split('.')
-                .take(2)
-                .map(str::to_string)
-                .collect::<Vec<_>>()
-        };
-        if track(&entry.interface) != track(INTERFACE) {
+        if !component::compatible(&entry.interface) {
             return Err(Diagnostic::new(format!(
                 "plugin `{name}` was made for another interface version"
             ))
-            .expected(track(INTERFACE).join("."))
+            .expected(component::track(component::INTERFACE))
             .found(format!(
                 "{}, {}:{}",
                 entry.interface,
@@ -258,7 +249,7 @@ impl Registry {
                 .at(built.file.display().to_string())
                 .because_io(&error)
             })?;
-            let sha256 = crate::component::sha256(&bytes);
+            let sha256 = component::sha256(&bytes);
             files.insert(
                 name,
                 Resolved {
@@ -297,7 +288,7 @@ impl Registry {
             .detail("file", file.display().to_string())
             .because_io(&error)
         })?;
-        let found = crate::component::sha256(&bytes);
+        let found = component::sha256(&bytes);
         if found != sha256 {
             return Err(Diagnostic::new(format!("plugin `{}` is not the file that the registry vouches for", entry.name))
                 .at(place)
@@ -592,10 +583,7 @@ mod tests {
             "{error}"
         );
         assert!(
-            error.contains(&format!(
-                "found     sha256 {}",
-                crate::component::sha256(b"abd")
-            )),
+            error.contains(&format!("found     sha256 {}", component::sha256(b"abd"))),
             "{error}"
         );
         std::fs::remove_dir_all(&folder).unwrap();

@@ -282,7 +282,7 @@ impl<'a> Runner<'a> {
         // The folder of a run to go on with is opened, and its checkpoint read, before anything is started.
         let lock = Lock {
             plan: plan.clone(),
-            interface: "0.1.0".into(),
+            interface: component::INTERFACE.into(),
             plugins: parts
                 .iter()
                 .map(|p| LockedPlugin {

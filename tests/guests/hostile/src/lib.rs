@@ -48,6 +48,7 @@ enum Deed {
     Witness,
     PeekAtTargets,
     Clock,
+    Adopt,
 }
 
 /// Options under `[trainer.with]`.
@@ -187,6 +188,24 @@ impl Hostile {
             }
             Deed::LongKey => {
                 Stream::train(1, &vec![0; 100_000]);
+            }
+            Deed::Adopt => {
+                let layer = |kind: &str, features: Option<f64>| LayerSpec {
+                    name: String::new(),
+                    kind: kind.into(),
+                    inputs: Vec::new(),
+                    settings: features
+                        .map(|n| ("features".to_string(), n))
+                        .into_iter()
+                        .collect(),
+                };
+                let layers = [
+                    layer("flatten", None),
+                    layer("linear", Some(8.0)),
+                    layer("relu", None),
+                    layer("linear", Some(10.0)),
+                ];
+                Model::build("narrow", &layers, &[]).adopt();
             }
             Deed::Clock => {
                 use std::hash::{BuildHasher, RandomState};
