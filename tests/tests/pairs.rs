@@ -100,3 +100,53 @@ with = {{ {options} }}
     }
     assert!(pairs >= 12, "{pairs} pairs");
 }
+
+#[test]
+fn a_frozen_layer_keeps_its_initial_values_under_every_trainer_and_is_not_pruned() {
+    let registry = Registry::load(&workspace().join("registry.toml")).unwrap();
+    let trainers = registry
+        .entries
+        .iter()
+        .filter(|entry| entry.slot == Slot::Trainer);
+    for trainer in trainers.map(|entry| &entry.name) {
+        let file = format!(
+            r#"
+[data]
+source = "digits"
+train-limit = 300
+[model]
+layers = [
+  {{ kind = "flatten" }},
+  {{ kind = "linear", features = 24, frozen = true, group = "stem" }}, {{ kind = "relu" }},
+  {{ kind = "linear", features = 16 }}, {{ kind = "relu" }},
+  {{ kind = "linear", features = 10 }},
+]
+[schedule]
+epochs = 2
+batch-size = 30
+[trainer]
+plugin = "{trainer}"
+[pruner]
+plugin = "magnitude"
+with = {{ sparsity = 0.5, every-steps = 2 }}
+"#
+        );
+        let lab = Lab::new(&format!("frozen-{trainer}"));
+        lab.finish("short", &file, &[("schedule.steps", "1")]);
+        lab.finish("long", &file, &[]);
+        let short = run::parameters_of(&lab.out("short")).unwrap();
+        let long = run::parameters_of(&lab.out("long")).unwrap();
+        let same = |name: &str| {
+            let read = |set: &espalier_runtime::parameters::ParameterSet| {
+                set.stored(name).unwrap().to_vec::<f32>().unwrap()
+            };
+            read(&short) == read(&long)
+        };
+        assert!(same("linear1.weight") && same("linear1.bias"), "{trainer}");
+        assert!(!same("linear2.weight"), "{trainer} trained nothing");
+        assert!(long.mask("linear1.weight").unwrap().is_none(), "{trainer}");
+        let infos = long.infos();
+        let stem = infos.iter().find(|i| i.name == "linear1.weight").unwrap();
+        assert!(!stem.trainable && stem.group == "stem");
+    }
+}

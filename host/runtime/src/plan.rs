@@ -99,6 +99,12 @@ pub struct LayerPlan {
     pub kind: String,
     /// Names of the layers (or fields) it reads; empty means the layer before it, or the field `inputs`.
     pub inputs: Vec<String>,
+    /// True if no optimiser may change its parameters.
+    #[serde(default)]
+    pub frozen: bool,
+    /// A name for several layers together, by which plugins may choose; empty for none.
+    #[serde(default)]
+    pub group: String,
     /// The kind's settings by name: `features`, `kernel`, `stride`, ... Booleans are 0 and 1.
     pub settings: BTreeMap<String, Vec<f64>>,
 }

@@ -402,7 +402,7 @@ fn model(field: &Field<'_, '_>) -> Option<Vec<LayerPlan>> {
 }
 
 /// What every layer may say.
-const LAYER: [&str; 3] = ["kind", "name", "inputs"];
+const LAYER: [&str; 5] = ["kind", "name", "inputs", "frozen", "group"];
 
 /// What a layer's name may not be, because a plugin asks for the batch's fields by these names.
 const FIELDS: [&str; 3] = ["inputs", "targets", "input"];
@@ -460,11 +460,21 @@ fn layer(
             inputs.push(wanted.to_string());
         }
     }
+    let frozen = match fields.get("frozen") {
+        Some(field) => field.bool()?,
+        None => false,
+    };
+    let group = match fields.get("group") {
+        Some(field) => field.text()?.to_string(),
+        None => String::new(),
+    };
     let settings = settings(&fields, &name, info)?;
     Some(LayerPlan {
         name,
         kind: info.name.to_string(),
         inputs,
+        frozen,
+        group,
         settings,
     })
 }
@@ -486,7 +496,7 @@ fn settings(
                     kind.settings
                         .iter()
                         .map(|setting| setting.name)
-                        .chain(["name", "inputs"])
+                        .chain(LAYER.into_iter().skip(1))
                 };
                 let near = nearest(key, names()).map(|near| format!("did you mean `{near}`?"));
                 let what = format!("layer `{name}` ({}) has no setting `{key}`", kind.name);

@@ -117,6 +117,8 @@ fn plan(spec: LayerSpec, before: &[LayerPlan]) -> Result<LayerPlan> {
         name,
         kind: spec.kind,
         inputs,
+        frozen: false,
+        group: String::new(),
         settings,
     })
 }

@@ -336,14 +336,14 @@ impl Model {
                     kind: kind.name.into(),
                     source,
                 })?;
-            let trainable = wanted.kind != parameters::Kind::Buffer;
+            let trainable = wanted.kind != parameters::Kind::Buffer && !plan.frozen;
             parameters.create(
                 &name,
                 wanted.kind,
                 Some(index as u32),
                 value,
                 trainable,
-                String::new(),
+                plan.group.clone(),
             )?;
             names.push(name);
         }

@@ -14,6 +14,8 @@ fn layer(kind: &str, settings: &[(&str, &[f64])], inputs: &[&str]) -> LayerPlan 
         name: name.into(),
         kind: kind.into(),
         inputs: inputs.iter().map(|input| (*input).to_owned()).collect(),
+        frozen: false,
+        group: String::new(),
         settings: settings
             .iter()
             .map(|(name, numbers)| ((*name).to_owned(), numbers.to_vec()))
