@@ -168,11 +168,11 @@ impl RunFolder {
 
     /// Writes down what a reader of the folder wants to know of an event.
     pub fn record(&mut self, event: &Event) -> Result<(), Diagnostic> {
-        let path = self.path.clone();
-        match event {
+        let (metrics_file, log) = (&mut self.metrics, &mut self.log);
+        let written = match event {
             Event::Step { step, loss, .. } => {
                 let line = serde_json::json!({"step": step, "train/loss": loss});
-                writeln!(self.metrics, "{line}").map_err(failed("written", &path))
+                writeln!(metrics_file, "{line}")
             }
             Event::Evaluated {
                 split,
@@ -186,7 +186,7 @@ impl RunFolder {
                 for (name, value) in metrics {
                     line[format!("{split}/{name}")] = serde_json::json!(value);
                 }
-                writeln!(self.metrics, "{line}").map_err(failed("written", &path))
+                writeln!(metrics_file, "{line}")
             }
             Event::PluginMetric {
                 plugin,
@@ -196,11 +196,11 @@ impl RunFolder {
             } => {
                 let mut line = serde_json::json!({"step": step});
                 line[format!("{plugin}/{name}")] = serde_json::json!(value);
-                writeln!(self.metrics, "{line}").map_err(failed("written", &path))
+                writeln!(metrics_file, "{line}")
             }
             Event::Pruned { step, sparsity, .. } => {
                 let line = serde_json::json!({"step": step, "sparsity": sparsity});
-                writeln!(self.metrics, "{line}").map_err(failed("written", &path))
+                writeln!(metrics_file, "{line}")
             }
             Event::Log {
                 plugin,
@@ -208,21 +208,19 @@ impl RunFolder {
                 text,
                 step,
             } => writeln!(
-                self.log,
+                log,
                 "step {step} {plugin} {}: {text}",
                 format!("{level:?}").to_lowercase()
-            )
-            .map_err(failed("written", &path)),
+            ),
             Event::Warning { text, .. } => {
-                writeln!(self.log, "warning: {text}").map_err(failed("written", &path))
+                writeln!(log, "warning: {text}")
             }
-            Event::Finished(_) | Event::Interrupted { .. } | Event::Failed { .. } => self
-                .metrics
-                .flush()
-                .and_then(|()| self.log.flush())
-                .map_err(failed("written", &path)),
+            Event::Finished(_) | Event::Interrupted { .. } | Event::Failed { .. } => {
+                metrics_file.flush().and_then(|()| log.flush())
+            }
             _ => Ok(()),
-        }
+        };
+        written.map_err(failed("written", &self.path))
     }
 
     /// Makes the metrics safe and gives their length, for the checkpoint.

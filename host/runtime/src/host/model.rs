@@ -123,17 +123,6 @@ fn plan(spec: LayerSpec, before: &[LayerPlan]) -> Result<LayerPlan> {
     })
 }
 
-/// Multiply-accumulates a sample of the layers of a range.
-fn macs_of(model: &Model, from: usize, to: usize) -> f64 {
-    let infos = model.infos();
-    infos
-        .iter()
-        .take(to)
-        .skip(from)
-        .map(|l| l.macs as f64)
-        .sum()
-}
-
 /// A model and its parameters, both by name; they live side by side in the run.
 fn model_and_set<'a>(
     run: &'a mut RunState,
@@ -217,7 +206,7 @@ impl Host for Guest {
                 .first()
                 .and_then(|(_, t)| t.shape().first().copied())
                 .unwrap_or(1) as f64;
-            self.affordable("forward", samples * macs_of(model, from, to))?;
+            self.affordable("forward", samples * model.macs(from, to) as f64)?;
             told(model.forward(set, from, to, &inputs, mode, &overrides, &want, &key))?
         };
         Ok(ForwardResult {

@@ -462,11 +462,10 @@ impl Model {
         &self.fields
     }
 
-    /// Multiply-accumulates a sample, all layers together.
-    pub fn macs(&self) -> u64 {
-        self.layers
-            .iter()
-            .fold(0, |sum, layer| sum.saturating_add(layer.info.macs))
+    /// Multiply-accumulates a sample of the layers `from..to`, as far as they exist.
+    pub fn macs(&self, from: usize, to: usize) -> u64 {
+        let layers = self.layers.iter().take(to).skip(from);
+        layers.fold(0, |sum, layer| sum.saturating_add(layer.info.macs))
     }
 
     /// Runs the layers `from..to`.

@@ -127,7 +127,7 @@ fn a_perceptron_learns_the_digits() {
         layer("linear", &[("features", &[10.0])], &[]),
     ];
     let (model, mut set) = build(&layers, &[1, 8, 8]);
-    assert_eq!(model.macs(), 64 * 32 + 32 * 10);
+    assert_eq!(model.macs(0, model.len()), 64 * 32 + 32 * 10);
     let id = data::StreamId {
         plugin: "test".into(),
         split: "train".into(),
@@ -262,7 +262,10 @@ fn shapes_and_multiply_accumulates_of_a_convolutional_network_by_hand() {
     assert_eq!(shapes, expected);
     let macs: Vec<u64> = infos.iter().map(|info| info.macs).collect();
     assert_eq!(macs, [8 * 784 * 9, 0, 0, 0, 16 * 42 * 4 * 3, 0, 0, 1920]);
-    assert_eq!(model.macs(), 8 * 784 * 9 + 16 * 42 * 12 + 1920);
+    assert_eq!(
+        model.macs(0, model.len()),
+        8 * 784 * 9 + 16 * 42 * 12 + 1920
+    );
     assert_eq!(infos[4].in_shape, [8, 14, 14]);
     assert_eq!(infos[4].inputs, [Input::Layer(3)]);
     assert_eq!(infos[0].inputs, [Input::Field("inputs".into())]);
