@@ -21,6 +21,9 @@ pub mod host {
             import espalier:plugin/data-publish@0.1.0;
             import espalier:plugin/model@0.1.0;
             import espalier:plugin/model-adopt@0.1.0;
+            import espalier:plugin/rewards@0.1.0;
+            import espalier:plugin/control@0.1.0;
+            import espalier:plugin/rollouts@0.1.0;
             import espalier:plugin/options@0.1.0;
             import espalier:plugin/run@0.1.0;
         }",
@@ -71,6 +74,72 @@ pub mod pruner {
         }",
         with: {
             "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}
+
+/// The export of a normaliser.
+pub mod normalizer {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_normalizer",
+        inline: "package espalier:sdk-normalizer; world normalizer {
+            export espalier:plugin/normalizing@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/rewards@0.1.0": crate::bindings::host::espalier::plugin::rewards,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}
+
+/// The second export of a normaliser that hears of the policy's drift.
+pub mod tracking {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_tracking",
+        inline: "package espalier:sdk-tracking; world tracking {
+            export espalier:plugin/tracking@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/rewards@0.1.0": crate::bindings::host::espalier::plugin::rewards,
+        },
+    });
+}
+
+/// The export of an environment with tasks.
+pub mod tasks {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_tasks",
+        inline: "package espalier:sdk-tasks; world tasks {
+            export espalier:plugin/tasks@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/rewards@0.1.0": crate::bindings::host::espalier::plugin::rewards,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}
+
+/// The export of an environment to act in.
+pub mod mdp {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_mdp",
+        inline: "package espalier:sdk-mdp; world mdp {
+            export espalier:plugin/mdp@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/control@0.1.0": crate::bindings::host::espalier::plugin::control,
             "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
         },
     });

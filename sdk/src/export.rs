@@ -1,6 +1,7 @@
 //! From traits to the component's exports: the one line at the bottom of a plugin.
 
-/// Makes a plugin of a type: `espalier_sdk::export!(trainer: T);` or `espalier_sdk::export!(pruner: T);`.
+/// Makes a plugin of a type: `espalier_sdk::export!(trainer: T);`, or `pruner`, `normalizer`, `tracking normalizer`,
+/// `tasks`, `mdp` in its place.
 ///
 /// Name, version and summary come from the crate's manifest, the name without `espalier-plugin-`. Natively only
 /// the trait is checked, so that a plugin's pure parts run under `cargo test`.
@@ -97,6 +98,214 @@ macro_rules! export {
 
     described::export_described!(Component with_types_in $crate::guest::described);
     pruner::export_pruner!(Component with_types_in $crate::guest::pruner);
+        };
+    };
+    (normalizer: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_normalizer::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{
+                described, normalizer, normalizer_adapter as adapter, options, rewards, run,
+            };
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl normalizer::exports::espalier::plugin::normalizing::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                    rewards: rewards::RewardSpec,
+                ) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::start(session, &info, &settings, &rewards))
+                }
+                fn normalize(
+                    batch: Vec<rewards::Rollout>,
+                ) -> Result<Vec<rewards::Advantage>, run::Error> {
+                    SESSION.with(|session| adapter::normalize(session, &batch))
+                }
+                fn save() -> Vec<u8> {
+                    SESSION.with(|session| adapter::save(session))
+                }
+                fn restore(state: Vec<u8>) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::restore(session, &state))
+                }
+    }
+
+            described::export_described!(Component with_types_in $crate::guest::described);
+            normalizer::export_normalizer!(Component with_types_in $crate::guest::normalizer);
+        };
+    };
+    (tracking normalizer: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_tracking_normalizer::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{
+                described, normalizer, normalizer_adapter as adapter, options, rewards, run,
+                tracking,
+            };
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl normalizer::exports::espalier::plugin::normalizing::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                    rewards: rewards::RewardSpec,
+                ) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::start(session, &info, &settings, &rewards))
+                }
+                fn normalize(
+                    batch: Vec<rewards::Rollout>,
+                ) -> Result<Vec<rewards::Advantage>, run::Error> {
+                    SESSION.with(|session| adapter::normalize(session, &batch))
+                }
+                fn save() -> Vec<u8> {
+                    SESSION.with(|session| adapter::save(session))
+                }
+                fn restore(state: Vec<u8>) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::restore(session, &state))
+                }
+            }
+
+            impl tracking::exports::espalier::plugin::tracking::Guest for Component {
+                fn observe(drifts: Vec<rewards::Drift>) {
+                    SESSION.with(|session| adapter::observe(session, &drifts))
+                }
+                fn prompt_weights(prompts: Vec<u64>) -> Vec<f64> {
+                    SESSION.with(|session| adapter::prompt_weights(session, &prompts))
+        }
+    }
+
+            described::export_described!(Component with_types_in $crate::guest::described);
+            normalizer::export_normalizer!(Component with_types_in $crate::guest::normalizer);
+            tracking::export_tracking!(Component with_types_in $crate::guest::tracking);
+        };
+    };
+    (tasks: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_tasks::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{
+                described, options, rewards, run, tasks, tasks_adapter as adapter,
+            };
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl tasks::exports::espalier::plugin::tasks::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                ) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::start(session, &info, &settings))
+                }
+                fn spec() -> rewards::TaskSpec {
+                    SESSION.with(|session| adapter::spec(session))
+                }
+                fn splits() -> Vec<tasks::exports::espalier::plugin::tasks::Split> {
+                    SESSION.with(|session| adapter::splits(session))
+                }
+                fn prompts(split: String, ids: Vec<u64>) -> Vec<rewards::Prompt> {
+                    SESSION.with(|session| adapter::prompts(session, &split, &ids))
+                }
+                fn verify(
+                    responses: Vec<tasks::exports::espalier::plugin::tasks::Response>,
+                ) -> Vec<rewards::Verdict> {
+                    SESSION.with(|session| adapter::verify(session, responses))
+                }
+                fn save() -> Vec<u8> {
+                    SESSION.with(|session| adapter::save(session))
+                }
+                fn restore(state: Vec<u8>) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::restore(session, &state))
+                }
+    }
+
+            described::export_described!(Component with_types_in $crate::guest::described);
+            tasks::export_tasks!(Component with_types_in $crate::guest::tasks);
+        };
+    };
+    (mdp: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_mdp::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{control, described, mdp, mdp_adapter as adapter, options, run};
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl mdp::exports::espalier::plugin::mdp::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                ) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::start(session, &info, &settings))
+                }
+                fn spec() -> control::MdpSpec {
+                    SESSION.with(|session| adapter::spec(session))
+                }
+                fn reset(n: u32, key: Vec<u64>) -> Vec<f64> {
+                    SESSION.with(|session| adapter::reset(session, n, &key))
+                }
+                fn step(actions: Vec<f64>) -> control::Transition {
+                    SESSION.with(|session| adapter::step(session, &actions))
+                }
+                fn save() -> Vec<u8> {
+                    SESSION.with(|session| adapter::save(session))
+                }
+                fn restore(state: Vec<u8>) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::restore(session, &state))
+                }
+            }
+
+    described::export_described!(Component with_types_in $crate::guest::described);
+    mdp::export_mdp!(Component with_types_in $crate::guest::mdp);
         };
     };
 }

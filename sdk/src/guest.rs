@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use crate::bindings::host::espalier::plugin::{data, log, model, tensors};
 use crate::options::Options;
 use crate::run::EventKind;
-use crate::{Pruner, Trainer};
+use crate::{Mdp, Normalizer, Pruner, Tasks, TrackingNormalizer, Trainer};
 
 pub use crate::bindings::described;
-pub use crate::bindings::host::espalier::plugin::{options, run};
-pub use crate::bindings::{pruner, trainer};
+pub use crate::bindings::host::espalier::plugin::{control, options, rewards, run};
+pub use crate::bindings::{mdp, normalizer, pruner, tasks, tracking, trainer};
 pub use data::Batch as RawBatch;
 pub use described::exports::espalier::plugin::plugin::Description;
 pub use model::Prediction as RawPrediction;
@@ -17,6 +17,10 @@ pub use tensors::Tensor as RawTensor;
 
 pub fn is_trainer<T: Trainer>() {}
 pub fn is_pruner<T: Pruner>() {}
+pub fn is_normalizer<T: Normalizer>() {}
+pub fn is_tracking_normalizer<T: TrackingNormalizer>() {}
+pub fn is_tasks<T: Tasks>() {}
+pub fn is_mdp<T: Mdp>() {}
 
 /// What a crate's manifest says.
 pub struct Manifest {
@@ -156,6 +160,159 @@ pub mod pruner_adapter {
     }
 
     pub fn restore<T: Pruner>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
+        session.with(|plugin| plugin.restore(state))
+    }
+}
+
+pub mod normalizer_adapter {
+    pub use super::Session;
+    use super::*;
+
+    pub fn describe<T: Normalizer>(manifest: Manifest) -> Description {
+        super::describe::<T::Options>(manifest, &[])
+    }
+
+    pub fn start<T: Normalizer>(
+        session: &Session<T>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+        rewards: &rewards::RewardSpec,
+    ) -> Result<(), run::Error> {
+        report_panics();
+        session.put(T::new(info, T::Options::from_settings(settings)?, rewards)?);
+        Ok(())
+    }
+
+    pub fn normalize<T: Normalizer>(
+        session: &Session<T>,
+        batch: &[rewards::Rollout],
+    ) -> Result<Vec<rewards::Advantage>, run::Error> {
+        session.with(|plugin| plugin.normalize(batch))
+    }
+
+    pub fn observe<T: TrackingNormalizer>(session: &Session<T>, drifts: &[rewards::Drift]) {
+        session.with(|plugin| plugin.observe(drifts));
+    }
+
+    pub fn prompt_weights<T: TrackingNormalizer>(
+        session: &Session<T>,
+        prompts: &[u64],
+    ) -> Vec<f64> {
+        session.with(|plugin| plugin.prompt_weights(prompts))
+    }
+
+    pub fn save<T: Normalizer>(session: &Session<T>) -> Vec<u8> {
+        session.with(|plugin| plugin.save())
+    }
+
+    pub fn restore<T: Normalizer>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
+        session.with(|plugin| plugin.restore(state))
+    }
+}
+
+pub mod tasks_adapter {
+    pub use super::Session;
+    use super::*;
+    use crate::bindings::tasks::exports::espalier::plugin::tasks as raw;
+    use crate::slots::Response;
+
+    pub fn describe<T: Tasks>(manifest: Manifest) -> Description {
+        super::describe::<T::Options>(manifest, &[])
+    }
+
+    pub fn start<T: Tasks>(
+        session: &Session<T>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+    ) -> Result<(), run::Error> {
+        report_panics();
+        session.put(T::new(info, T::Options::from_settings(settings)?)?);
+        Ok(())
+    }
+
+    pub fn spec<T: Tasks>(session: &Session<T>) -> rewards::TaskSpec {
+        session.with(|plugin| plugin.spec())
+    }
+
+    pub fn splits<T: Tasks>(session: &Session<T>) -> Vec<raw::Split> {
+        session.with(|plugin| {
+            let split = |(name, count): (&str, u64)| raw::Split {
+                name: name.into(),
+                count,
+            };
+            plugin.splits().into_iter().map(split).collect()
+        })
+    }
+
+    pub fn prompts<T: Tasks>(
+        session: &Session<T>,
+        split: &str,
+        ids: &[u64],
+    ) -> Vec<rewards::Prompt> {
+        session.with(|plugin| ids.iter().map(|&id| plugin.prompt(split, id)).collect())
+    }
+
+    pub fn verify<T: Tasks>(
+        session: &Session<T>,
+        responses: Vec<raw::Response>,
+    ) -> Vec<rewards::Verdict> {
+        session.with(|plugin| {
+            let judge = |raw: raw::Response| {
+                plugin.verify(&Response {
+                    split: raw.split,
+                    prompt: raw.prompt,
+                    tokens: raw.tokens,
+                    finished: raw.finished,
+                })
+            };
+            responses.into_iter().map(judge).collect()
+        })
+    }
+
+    pub fn save<T: Tasks>(session: &Session<T>) -> Vec<u8> {
+        session.with(|plugin| plugin.save())
+    }
+
+    pub fn restore<T: Tasks>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
+        session.with(|plugin| plugin.restore(state))
+    }
+}
+
+pub mod mdp_adapter {
+    pub use super::Session;
+    use super::*;
+
+    pub fn describe<T: Mdp>(manifest: Manifest) -> Description {
+        super::describe::<T::Options>(manifest, &[])
+    }
+
+    pub fn start<T: Mdp>(
+        session: &Session<T>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+    ) -> Result<(), run::Error> {
+        report_panics();
+        session.put(T::new(info, T::Options::from_settings(settings)?)?);
+        Ok(())
+    }
+
+    pub fn spec<T: Mdp>(session: &Session<T>) -> control::MdpSpec {
+        session.with(|plugin| plugin.spec())
+    }
+
+    pub fn reset<T: Mdp>(session: &Session<T>, n: u32, key: &[u64]) -> Vec<f64> {
+        session.with(|plugin| plugin.reset(n, key))
+    }
+
+    pub fn step<T: Mdp>(session: &Session<T>, actions: &[f64]) -> control::Transition {
+        session.with(|plugin| plugin.step(actions))
+    }
+
+    pub fn save<T: Mdp>(session: &Session<T>) -> Vec<u8> {
+        session.with(|plugin| plugin.save())
+    }
+
+    pub fn restore<T: Mdp>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
         session.with(|plugin| plugin.restore(state))
     }
 }

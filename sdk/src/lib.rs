@@ -2,7 +2,7 @@
 //! comments, and one `export!` line that makes a component of it all.
 //!
 //! A plugin decides, the host computes: everything here is a handle to something that the host owns. See
-//! [`Trainer`] and [`Pruner`] for a whole plugin each, and `docs/writing-a-plugin.md` for the way from nothing
+//! [`Trainer`], [`Pruner`], [`Normalizer`] and [`Tasks`] for a whole plugin each, and `docs/writing-a-plugin.md` for the way from nothing
 //! to a run.
 //!
 //! Only what a plugin calls becomes an import of its component. So a pruner has no optimiser although this
@@ -16,6 +16,7 @@ pub mod bindings;
 
 pub mod autograd;
 pub mod blocks;
+pub mod control;
 pub mod data;
 mod export;
 #[doc(hidden)]
@@ -28,6 +29,8 @@ pub mod options;
 pub mod parameters;
 pub mod prune;
 pub mod random;
+pub mod rewards;
+pub mod rollouts;
 pub mod run;
 pub mod schedule;
 mod slots;
@@ -46,7 +49,7 @@ pub use model::{Mode, Model, Prediction};
 pub use options::{Choice, Options};
 pub use parameters::ParameterSet;
 pub use run::{Directive, Error, Event, EventKind, RunInfo, StepInfo, StepReport};
-pub use slots::{Pruner, Trainer};
+pub use slots::{Mdp, Normalizer, Pruner, Response, Tasks, TrackingNormalizer, Trainer};
 pub use tensor::{Dtype, Tensor};
 
 /// The examples of the guide compile.

@@ -75,6 +75,10 @@ impl Model {
         Model { raw, count }
     }
 
+    pub(crate) fn raw(&self) -> &host::Model {
+        &self.raw
+    }
+
     /// The run's model.
     pub fn main() -> Model {
         Model::from_raw(host::main())

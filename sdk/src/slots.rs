@@ -1,8 +1,10 @@
 //! The traits that a plugin implements, one a slot.
 
+use crate::control::{MdpSpec, Transition};
 use crate::data::Batch;
 use crate::model::Prediction;
 use crate::options::{Options, Value};
+use crate::rewards::{Advantage, Drift, Prompt, RewardSpec, Rollout, TaskSpec, Verdict};
 use crate::run::{Directive, Error, Event, EventKind, RunInfo, StepInfo, StepReport};
 use crate::tensor::Tensor;
 
@@ -143,6 +145,181 @@ pub trait Pruner: Sized + 'static {
     fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
         nothing_saved(state)
     }
+}
+
+/// What a reward is worth. It sees rewards and lengths, never a tensor.
+///
+/// ```no_run
+/// use espalier_sdk::rewards::{Advantage, RewardSpec, Rollout, groups, mean};
+/// use espalier_sdk::{Error, Normalizer, RunInfo};
+///
+/// /// Every reward less the mean of its group.
+/// struct Centered;
+///
+/// impl Normalizer for Centered {
+///     type Options = ();
+///
+///     fn new(_run: &RunInfo, _options: (), _rewards: &RewardSpec) -> Result<Self, Error> {
+///         Ok(Centered)
+///     }
+///
+///     fn normalize(&mut self, batch: &[Rollout]) -> Result<Vec<Advantage>, Error> {
+///         let mut advantages = vec![Advantage::of(0.0); batch.len()];
+///         for group in groups(batch) {
+///             let center = mean(group.iter().map(|&i| batch[i].reward));
+///             for i in group {
+///                 advantages[i] = Advantage::of(batch[i].reward - center);
+///             }
+///         }
+///         Ok(advantages)
+///     }
+/// }
+///
+/// espalier_sdk::export!(normalizer: Centered);
+/// ```
+pub trait Normalizer: Sized + 'static {
+    /// What a run file may set.
+    type Options: Options;
+
+    /// Once, before the first step. Refuses with an error for the reader of the run.
+    fn new(run: &RunInfo, options: Self::Options, rewards: &RewardSpec) -> Result<Self, Error>;
+
+    /// Advantages of a batch, in its order. Rewards are finite and within the ranges of the spec; a batch may be
+    /// empty. Refuses a batch of a kind that it has no advantages for.
+    fn normalize(&mut self, batch: &[Rollout]) -> Result<Vec<Advantage>, Error>;
+
+    /// Everything to be remembered.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Called after `new` with what `save` gave.
+    fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
+        nothing_saved(state)
+    }
+}
+
+/// A normaliser that hears of the policy's drift and weighs prompts:
+/// `espalier_sdk::export!(tracking normalizer: T);`.
+pub trait TrackingNormalizer: Normalizer {
+    /// After the update that followed `normalize`: how far the policy has moved on those prompts of that batch
+    /// which had been answered before.
+    fn observe(&mut self, drifts: &[Drift]);
+
+    /// How often each prompt should be drawn, in proportion; finite and not negative.
+    fn prompt_weights(&self, prompts: &[u64]) -> Vec<f64>;
+}
+
+/// A response to be judged.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// The split of the prompt.
+    pub split: String,
+    /// The prompt.
+    pub prompt: u64,
+    /// Its tokens; a stop token at the end where the policy gave one.
+    pub tokens: Vec<u32>,
+    /// False if it was cut off.
+    pub finished: bool,
+}
+
+/// Prompts, and what responses to them are worth: an environment with tasks, `espalier_sdk::export!(tasks: T);`.
+///
+/// ```no_run
+/// use espalier_sdk::rewards::{Prompt, RewardSpec, TaskSpec, Verdict};
+/// use espalier_sdk::{Error, Response, RunInfo, Tasks};
+///
+/// /// Say the token again.
+/// struct Echo;
+///
+/// impl Tasks for Echo {
+///     type Options = ();
+///
+///     fn new(_run: &RunInfo, _options: ()) -> Result<Self, Error> {
+///         Ok(Echo)
+///     }
+///
+///     fn spec(&self) -> TaskSpec {
+///         TaskSpec {
+///             vocabulary: ["a", "b", "c", "."].map(String::from).to_vec(),
+///             stop: 3,
+///             max_prompt: 1,
+///             max_response: 2,
+///             rewards: RewardSpec::outcome(0.0, 1.0),
+///             budgets: Vec::new(),
+///         }
+///     }
+///
+///     fn splits(&self) -> Vec<(&str, u64)> {
+///         vec![("train", 3), ("test", 3)]
+///     }
+///
+///     fn prompt(&self, _split: &str, id: u64) -> Prompt {
+///         let token = id as u32;
+///         Prompt { id, tokens: vec![token], solution: Some(vec![token]), task: String::new() }
+///     }
+///
+///     fn verify(&self, response: &Response) -> Verdict {
+///         Verdict::outcome(response.tokens == [response.prompt as u32, 3])
+///     }
+/// }
+///
+/// espalier_sdk::export!(tasks: Echo);
+/// ```
+pub trait Tasks: Sized + 'static {
+    /// What a run file may set.
+    type Options: Options;
+
+    /// Once, before anything else. Refuses with an error for the reader of the run.
+    fn new(run: &RunInfo, options: Self::Options) -> Result<Self, Error>;
+
+    /// What the tasks are like.
+    fn spec(&self) -> TaskSpec;
+
+    /// The splits and how many prompts each has; `train` must be there, `test` is what is measured.
+    fn splits(&self) -> Vec<(&str, u64)>;
+
+    /// A prompt of a split by its number, below the split's count. Depends on nothing else.
+    fn prompt(&self, split: &str, id: u64) -> Prompt;
+
+    /// Judges a response. Depends on nothing else; a response may be unfinished or nonsense.
+    fn verify(&self, response: &Response) -> Verdict;
+
+    /// Everything to be remembered.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Called after `new` with what `save` gave.
+    fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
+        nothing_saved(state)
+    }
+}
+
+/// A world to act in, many instances side by side: `espalier_sdk::export!(mdp: T);`.
+pub trait Mdp: Sized + 'static {
+    /// What a run file may set.
+    type Options: Options;
+
+    /// Once, before anything else. Refuses with an error for the reader of the run.
+    fn new(run: &RunInfo, options: Self::Options) -> Result<Self, Error>;
+
+    /// What the world is like.
+    fn spec(&self) -> MdpSpec;
+
+    /// Begins an episode in each of `n` instances from the key alone and forgets those before; the observations,
+    /// instance after instance.
+    fn reset(&mut self, n: u32, key: &[u64]) -> Vec<f64>;
+
+    /// One action for each instance, within the ranges of the spec. An instance whose episode ends begins another
+    /// one in the same step.
+    fn step(&mut self, actions: &[f64]) -> Transition;
+
+    /// Everything to be remembered, episodes in progress too.
+    fn save(&self) -> Vec<u8>;
+
+    /// Called after `new` with what `save` gave.
+    fn restore(&mut self, state: &[u8]) -> Result<(), Error>;
 }
 
 fn nothing_saved(state: &[u8]) -> Result<(), Error> {
