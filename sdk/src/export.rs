@@ -141,10 +141,10 @@ macro_rules! export {
                 fn restore(state: Vec<u8>) -> Result<(), run::Error> {
                     SESSION.with(|session| adapter::restore(session, &state))
                 }
-    }
+            }
 
-            described::export_described!(Component with_types_in $crate::guest::described);
-            normalizer::export_normalizer!(Component with_types_in $crate::guest::normalizer);
+    described::export_described!(Component with_types_in $crate::guest::described);
+    normalizer::export_normalizer!(Component with_types_in $crate::guest::normalizer);
         };
     };
     (tracking normalizer: $plugin:ty) => {
@@ -197,12 +197,12 @@ macro_rules! export {
                 }
                 fn prompt_weights(prompts: Vec<u64>) -> Vec<f64> {
                     SESSION.with(|session| adapter::prompt_weights(session, &prompts))
-        }
-    }
+                }
+            }
 
-            described::export_described!(Component with_types_in $crate::guest::described);
-            normalizer::export_normalizer!(Component with_types_in $crate::guest::normalizer);
-            tracking::export_tracking!(Component with_types_in $crate::guest::tracking);
+    described::export_described!(Component with_types_in $crate::guest::described);
+    normalizer::export_normalizer!(Component with_types_in $crate::guest::normalizer);
+    tracking::export_tracking!(Component with_types_in $crate::guest::tracking);
         };
     };
     (tasks: $plugin:ty) => {
@@ -254,10 +254,10 @@ macro_rules! export {
                 fn restore(state: Vec<u8>) -> Result<(), run::Error> {
                     SESSION.with(|session| adapter::restore(session, &state))
                 }
-    }
+            }
 
-            described::export_described!(Component with_types_in $crate::guest::described);
-            tasks::export_tasks!(Component with_types_in $crate::guest::tasks);
+    described::export_described!(Component with_types_in $crate::guest::described);
+    tasks::export_tasks!(Component with_types_in $crate::guest::tasks);
         };
     };
     (mdp: $plugin:ty) => {

@@ -33,8 +33,8 @@ pub const INTERFACE: &str = "0.1.0";
 
 const PACKAGE: &str = "espalier:plugin/";
 
-/// Interfaces that every slot may import.
-const COMMON: [&str; 4] = ["log", "random", "run", "options"];
+/// Interfaces that every slot may import: of the last four only types.
+const COMMON: [&str; 6] = ["log", "random", "run", "options", "rewards", "control"];
 
 /// What a slot may import beside [`COMMON`]: a capability is an import.
 pub fn granted(slot: Slot) -> &'static [&'static str] {
@@ -49,6 +49,7 @@ pub fn granted(slot: Slot) -> &'static [&'static str] {
             "data-publish",
             "model",
             "model-adopt",
+            "rollouts",
         ],
         Slot::Pruner => &[
             "tensors",
@@ -58,6 +59,7 @@ pub fn granted(slot: Slot) -> &'static [&'static str] {
             "data",
             "model",
         ],
+        Slot::Environment | Slot::Normalizer => &[],
     }
 }
 
@@ -75,12 +77,42 @@ pub const CAPABILITIES: [&str; 10] = [
     "rollouts",
 ];
 
+/// A world of `wit/`: what a component exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum World {
+    /// `training`.
+    Trainer,
+    /// `pruning`.
+    Pruner,
+    /// `normalizing`.
+    Normalizer,
+    /// `normalizing` and `tracking`.
+    NormalizerTracking,
+    /// `tasks`.
+    Tasks,
+    /// `mdp`.
+    Mdp,
+}
+
+impl World {
+    fn slot(self) -> Slot {
+        match self {
+            World::Trainer => Slot::Trainer,
+            World::Pruner => Slot::Pruner,
+            World::Normalizer | World::NormalizerTracking => Slot::Normalizer,
+            World::Tasks | World::Mdp => Slot::Environment,
+        }
+    }
+}
+
 /// A component that passed all checks, compiled.
 #[derive(Clone)]
 pub struct Loaded {
     component: Component,
     /// The slot it fills.
     pub slot: Slot,
+    /// Which of the slot's worlds.
+    pub world: World,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
     /// Its size in bytes.
@@ -179,11 +211,13 @@ pub fn load(source: &str, bytes: &[u8]) -> Result<Loaded, Diagnostic> {
             .detail("size", format!("{} bytes, sha256 {digest}", bytes.len()))
             .help("it may have been cut short on the way: build or download it again")
     })?;
-    let (slot, interface) = slot_of(source, &engine, &component)?;
+    let (world, interface) = world_of(source, &engine, &component)?;
+    let slot = world.slot();
     let imports = check_imports(source, slot, &engine, &component)?;
     Ok(Loaded {
         component,
         slot,
+        world,
         sha256: digest,
         size: bytes.len() as u64,
         imports,
@@ -233,11 +267,11 @@ pub(crate) fn compatible(version: &str) -> bool {
     track(version) == track(INTERFACE)
 }
 
-fn slot_of(
+fn world_of(
     source: &str,
     engine: &Engine,
     component: &Component,
-) -> Result<(Slot, String), Diagnostic> {
+) -> Result<(World, String), Diagnostic> {
     let ty = component.component_type();
     let mut exports = Vec::new();
     let names = ty
@@ -259,18 +293,39 @@ fn slot_of(
             .help("build the plugin with the SDK of this host's version"));
         }
     }
-    let mut found = None;
+    let mut found: Vec<(World, String)> = Vec::new();
+    let mut tracking = false;
     for (name, _) in ty.exports(engine) {
         exports.push(name.to_string());
-        found = match split_name(name) {
-            Some(("training", version)) => Some((Slot::Trainer, version.to_string())),
-            Some(("pruning", version)) => Some((Slot::Pruner, version.to_string())),
-            _ => found,
+        let Some((interface, version)) = split_name(name) else {
+            continue;
         };
+        tracking |= interface == "tracking";
+        let world = match interface {
+            "training" => World::Trainer,
+            "pruning" => World::Pruner,
+            "normalizing" => World::Normalizer,
+            "tasks" => World::Tasks,
+            "mdp" => World::Mdp,
+            _ => continue,
+        };
+        found.push((world, version.to_string()));
     }
-    found.ok_or_else(|| {
-        Diagnostic::new(format!("`{source}` fills no slot"))
-            .expected("an export of `espalier:plugin/training` (trainer) or `espalier:plugin/pruning` (pruner)")
+    if let [(World::Normalizer, version)] = found.as_slice()
+        && tracking
+    {
+        return Ok((World::NormalizerTracking, version.clone()));
+    }
+    let one = match found.len() {
+        1 => found.pop(),
+        _ => None,
+    };
+    one.ok_or_else(|| {
+        Diagnostic::new(match exports.iter().any(|name| name.starts_with(PACKAGE)) && !found.is_empty() {
+            true => format!("`{source}` fills several slots"),
+            false => format!("`{source}` fills no slot"),
+        })
+            .expected("one export of `espalier:plugin`: `training` (trainer), `pruning` (pruner), `normalizing` (normalizer), `tasks` or `mdp` (environment)")
             .found(match exports.is_empty() {
                 true => "no exports".to_string(),
                 false => exports.join(", "),

@@ -18,13 +18,13 @@ pub struct Plan {
     pub seed: u64,
     /// Threads for arithmetic. Results do not depend on it.
     pub threads: usize,
-    /// Where samples come from and how they are split.
-    pub data: DataPlan,
+    /// Where samples come from and how they are split; none where an environment takes their place.
+    pub data: Option<DataPlan>,
     /// The layers, in order.
     pub model: Vec<LayerPlan>,
     /// How long to train and when to look.
     pub schedule: SchedulePlan,
-    /// The trainer, then the pruners in the order in which they act on an event.
+    /// The trainer, the pruners in the order in which they act on an event, the environment, the normaliser.
     pub plugins: Vec<PluginPlan>,
     /// How often the run is made safe.
     pub checkpoint: CheckpointPlan,
@@ -114,8 +114,13 @@ pub struct LayerPlan {
 pub struct SchedulePlan {
     /// Length of one round.
     pub length: Length,
-    /// Samples a step.
+    /// Samples a step: prompts of an environment with tasks, instances of one to act in.
     pub batch_size: u32,
+    /// Steps that count as an epoch where an environment takes the place of data; none for one pass over its
+    /// training prompts, or the whole round where there are none.
+    pub steps_per_epoch: Option<u64>,
+    /// Episodes of a measurement in an environment to act in.
+    pub evaluation_episodes: u32,
     /// Epochs between two evaluations on the validation split (or the test split where there is none).
     pub evaluate_every: u32,
     /// Samples a `predict` call at evaluation; no metric depends on it.
@@ -171,6 +176,10 @@ pub enum Slot {
     Trainer,
     /// Which weights live.
     Pruner,
+    /// What the world answers.
+    Environment,
+    /// What a reward is worth.
+    Normalizer,
 }
 
 impl Slot {
@@ -179,6 +188,8 @@ impl Slot {
         match self {
             Slot::Trainer => "trainer",
             Slot::Pruner => "pruner",
+            Slot::Environment => "environment",
+            Slot::Normalizer => "normalizer",
         }
     }
 }

@@ -32,7 +32,12 @@ const ENTRY: [&str; 8] = [
     "paper",
     "source",
 ];
-const SLOTS: [Slot; 2] = [Slot::Trainer, Slot::Pruner];
+const SLOTS: [Slot; 4] = [
+    Slot::Trainer,
+    Slot::Pruner,
+    Slot::Environment,
+    Slot::Normalizer,
+];
 
 /// A registry file, read and checked.
 #[derive(Clone, Debug)]

@@ -1,10 +1,12 @@
 //! Carries out a plan: starts the plugins, drives the schedule, measures, checkpoints, resumes.
 //!
 //! ```text
-//! start every plugin                         trainer first, then pruners in the run file's order
+//! start every plugin                         the environment (the model follows from it), the trainer,
+//!                                            pruners in the run file's order, the normaliser
 //! for each round
 //!     for each step
-//!         trainer.step                       pulls its own batches, changes parameters
+//!         trainer.step                       pulls its own batches or rollouts, changes parameters
+//!         normalizer.observe                 if it tracks the policy and was asked in this step
 //!         pruner.on-event(step)              each pruner that asked for it, in order
 //!         at the end of an epoch: evaluate, pruner.on-event(epoch), checkpoint
 //!     pruner.on-event(round)                 `rewind` here begins another round
@@ -23,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use espalier_tensor::account::Account;
-use espalier_tensor::{Tensor, ops, threads};
+use espalier_tensor::{DType, Tensor, ops, threads};
 use serde::{Deserialize, Serialize};
 
 use crate::component::{self, Loaded};
@@ -33,15 +35,22 @@ use crate::events::{
     PluginCounters,
 };
 use crate::folder::{Lock, LockedPlugin, RunFolder};
+use crate::host::bindings::tasks::exports::espalier::plugin::tasks::Response;
+use crate::host::bindings::trainer::espalier::plugin::control::{ActionSpace, MdpSpec};
 use crate::host::bindings::trainer::espalier::plugin::model::PredictionKind;
 use crate::host::bindings::trainer::espalier::plugin::options::Value;
+use crate::host::bindings::trainer::espalier::plugin::rewards::{Drift, RewardSpec, TaskSpec};
 use crate::host::bindings::trainer::espalier::plugin::run as wit;
 use crate::host::guest::{bytes as bytes_text, shown};
+use crate::host::rollouts::{EVALUATION, Environment, Rollouts, Tracked, unfit_tasks};
 use crate::host::session::{Called, Death, MOST_SAVED, Session};
 use crate::host::state::{ModelId, RunState, RunTag, SetId, Shared, inner_tag};
+use crate::model::generate::Request;
 use crate::model::{FieldShape, Model};
 use crate::parameters::{Kind, ParameterSet};
-use crate::plan::{DataSource, Length, Loss, OnFailure, OptionValue, Plan, PluginPlan, Slot};
+use crate::plan::{
+    DataPlan, DataSource, LayerPlan, Length, Loss, OnFailure, OptionValue, Plan, PluginPlan, Slot,
+};
 use crate::registry::Registry;
 use crate::{checkpoint, data, metrics, options};
 
@@ -213,6 +222,10 @@ struct Saved {
     layers: Vec<crate::plan::LayerPlan>,
     /// Splits that plugins added: name and fields.
     splits: Vec<(String, Vec<String>)>,
+    /// Instances that the trainer acts in.
+    instances: u32,
+    /// The last response to each prompt, for a normaliser that tracks the policy.
+    tracked: BTreeMap<u64, Tracked>,
 }
 
 /// A pruner in the run. `None` once it was skipped.
@@ -240,18 +253,25 @@ struct Runner<'a> {
     restarts: BTreeMap<String, u64>,
     density: (u64, u64),
     mask_changes: u64,
+    /// A second instance of a world to act in: measurements do not disturb the trainer's episodes.
+    evaluation: Option<Session>,
 }
 
-impl<'a> Runner<'a> {
-    fn new(
-        plan: &'a Plan,
-        run: &RunOptions,
-        parts: Vec<Part>,
-        observer: &'a mut (dyn Observer + Send),
-    ) -> Result<Runner<'a>, Diagnostic> {
-        let data =
-            data::load(&plan.data).map_err(|error| edge("the data could not be loaded", &error))?;
-        let train = data
+/// What the run learns from, before the model is built.
+struct Source {
+    dataset: data::Dataset,
+    environment: Environment,
+    session: Option<Session>,
+    /// Fields that the model reads.
+    inputs: Vec<FieldShape>,
+    steps_per_epoch: u64,
+}
+
+impl Source {
+    fn of_data(plan: &Plan, from: &DataPlan) -> Result<Source, Diagnostic> {
+        let dataset =
+            data::load(from).map_err(|error| edge("the data could not be loaded", &error))?;
+        let train = dataset
             .split("train")
             .map_err(|error| edge("the data has no training split", &error))?;
         if plan.schedule.loss == Loss::CrossEntropy && train.classes == 0 {
@@ -264,11 +284,7 @@ impl<'a> Runner<'a> {
         let steps_per_epoch = (train.count as u64)
             .div_ceil(u64::from(plan.schedule.batch_size))
             .max(1);
-        let steps_per_round = match plan.schedule.length {
-            Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
-            Length::Steps(n) => n,
-        };
-        let inputs: Vec<FieldShape> = train
+        let inputs = train
             .fields
             .iter()
             .filter(|(name, _)| name != "targets")
@@ -278,6 +294,201 @@ impl<'a> Runner<'a> {
                 dtype: t.dtype(),
             })
             .collect();
+        Ok(Source {
+            dataset,
+            environment: Environment::None,
+            session: None,
+            inputs,
+            steps_per_epoch,
+        })
+    }
+
+    /// Starts the environment. It is told neither the length of an epoch nor of a round, which may follow from it.
+    fn of_environment(plan: &Plan, part: &Part, shared: &Rc<Shared>) -> Result<Source, Diagnostic> {
+        let name = &part.plan.name;
+        let at = |death: Death| death.diagnostic("before the first step");
+        let wrong = |problem: String| {
+            Diagnostic::new(format!(
+                "environment `{name}` describes itself in a way that can't be"
+            ))
+            .detail("because", problem)
+            .help("mend the plugin")
+        };
+        let info = wit::RunInfo {
+            steps: 0,
+            steps_per_epoch: 0,
+            ..run_info(plan)
+        };
+        let mut session = new_session(part, shared, info, None, "the start")?;
+        let field = |shape: Vec<usize>, dtype| FieldShape {
+            name: "inputs".into(),
+            shape,
+            dtype,
+        };
+        let (environment, dataset, inputs, natural) = match part.loaded.world {
+            component::World::Tasks => {
+                let spec = session.task_spec().map_err(at)?;
+                let splits = session.task_splits().map_err(at)?;
+                if let Some(problem) = unfit_tasks(&spec, &splits) {
+                    return Err(wrong(problem));
+                }
+                let dataset = prompts_as_data(&mut session, &spec, &splits)
+                    .map_err(|error| wrong(error.to_string()))?;
+                let inputs = field(vec![spec.context()], DType::I64);
+                let train = splits.iter().find(|(name, _)| name == "train");
+                let natural = train.map(|(_, n)| n.div_ceil(plan.schedule.batch_size.into()));
+                (
+                    Environment::Tasks { spec, splits },
+                    dataset,
+                    inputs,
+                    natural,
+                )
+            }
+            _ => {
+                let spec = session.mdp_spec().map_err(at)?;
+                if let Some(problem) = unfit_mdp(&spec) {
+                    return Err(wrong(problem));
+                }
+                let inputs = field(vec![spec.observation.len()], DType::F32);
+                (
+                    Environment::Mdp(spec),
+                    data::Dataset::default(),
+                    inputs,
+                    None,
+                )
+            }
+        };
+        let whole = match plan.schedule.length {
+            Length::Steps(n) => Some(n),
+            Length::Epochs(_) => None,
+        };
+        let steps_per_epoch = plan.schedule.steps_per_epoch.or(natural).or(whole);
+        let steps_per_epoch = steps_per_epoch.ok_or_else(|| {
+            Diagnostic::new(format!(
+                "environment `{name}` does not say what an epoch is"
+            ))
+            .at("schedule.epochs")
+            .help("give `steps` in the place of `epochs`, or add `steps-per-epoch`")
+        })?;
+        Ok(Source {
+            dataset,
+            environment,
+            session: Some(session),
+            inputs: vec![inputs],
+            steps_per_epoch: steps_per_epoch.max(1),
+        })
+    }
+}
+
+/// Most prompts of a split that plugins see as data.
+const MOST_PROMPTS_AS_DATA: u64 = 1 << 14;
+
+/// The prompts as splits with a field `inputs` (i64 [count, max-prompt], filled up with the stop token), so that a
+/// plugin which asks for the objective of a batch finds batches here too.
+fn prompts_as_data(
+    session: &mut Session,
+    spec: &TaskSpec,
+    splits: &[(String, u64)],
+) -> Result<data::Dataset, Box<dyn std::error::Error>> {
+    let mut dataset = data::Dataset::default();
+    for (name, count) in splits {
+        let ids: Vec<u64> = (0..(*count).min(MOST_PROMPTS_AS_DATA)).collect();
+        let prompts = session.prompts(name, &ids)?;
+        let width = spec.max_prompt as usize;
+        let mut tokens = Vec::with_capacity(prompts.len() * width);
+        for prompt in &prompts {
+            let known = |token: &u32| (*token as usize) < spec.vocabulary.len();
+            let fits = !prompt.tokens.is_empty() && prompt.tokens.len() <= width;
+            if !fits || !prompt.tokens.iter().all(known) {
+                return Err(format!(
+                    "prompt {} of `{name}` is not 1 to {width} tokens of the vocabulary",
+                    prompt.id
+                )
+                .into());
+            }
+            tokens.extend(prompt.tokens.iter().map(|&token| i64::from(token)));
+            tokens.resize(tokens.len() + width - prompt.tokens.len(), spec.stop.into());
+        }
+        let inputs = Tensor::from_vec(tokens, &[prompts.len(), width])?;
+        dataset.splits.push(data::Split {
+            name: name.clone(),
+            count: prompts.len(),
+            fields: vec![("inputs".into(), inputs)],
+            classes: 0,
+            task: 0,
+            added: false,
+        });
+    }
+    Ok(dataset)
+}
+
+fn run_info(plan: &Plan) -> wit::RunInfo {
+    wit::RunInfo {
+        seed: plan.seed,
+        stage: 0,
+        steps: 0,
+        steps_per_epoch: 0,
+        batch_size: plan.schedule.batch_size,
+        rank: 0,
+        world: 1,
+    }
+}
+
+/// A new instance of a part, started; a normaliser is told what the environment pays.
+fn new_session(
+    part: &Part,
+    shared: &Rc<Shared>,
+    info: wit::RunInfo,
+    rewards: Option<&RewardSpec>,
+    whereabouts: &str,
+) -> Result<Session, Diagnostic> {
+    let name = &part.plan.name;
+    let account = Account::new(Some(part.plan.limits.tensors));
+    let at = |death: Death| death.diagnostic(whereabouts);
+    let mut session = Session::new(
+        &part.loaded,
+        name,
+        part.plan.limits.clone(),
+        account,
+        shared.clone(),
+    )
+    .map_err(at)?;
+    let started = match rewards {
+        Some(rewards) => session.start_normalizer(info, &part.wit_settings(), rewards),
+        None => session.start(info, &part.wit_settings()),
+    };
+    started
+        .map_err(at)?
+        .map_err(|refusal| refused(name, refusal, "start"))?;
+    Ok(session)
+}
+
+impl<'a> Runner<'a> {
+    fn new(
+        plan: &'a Plan,
+        run: &RunOptions,
+        parts: Vec<Part>,
+        observer: &'a mut (dyn Observer + Send),
+    ) -> Result<Runner<'a>, Diagnostic> {
+        let shared = Rc::new(Shared::new(RunState::empty(plan.seed)));
+        let source = match &plan.data {
+            Some(from) => Source::of_data(plan, from)?,
+            None => {
+                let part = parts
+                    .iter()
+                    .find(|part| part.plan.slot == Slot::Environment)
+                    .ok_or_else(|| {
+                        Diagnostic::new("the run has neither data nor an environment")
+                            .help("add [data] or [environment] to the run file")
+                    })?;
+                Source::of_environment(plan, part, &shared)?
+            }
+        };
+        let steps_per_epoch = source.steps_per_epoch;
+        let steps_per_round = match plan.schedule.length {
+            Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
+            Length::Steps(n) => n,
+        };
 
         // The folder of a run to go on with is opened, and its checkpoint read, before anything is started.
         let lock = Lock {
@@ -311,19 +522,11 @@ impl<'a> Runner<'a> {
         let mut main = ParameterSet::new();
         let layers = match &restored {
             Some(found) => saved(&found.meta)?.layers,
-            None => plan.model.clone(),
+            None => with_vocabulary(&plan.model, &source.environment),
         };
-        let model = Model::build(&layers, &inputs, &[plan.seed], &mut main)
+        let model = Model::build(&layers, &source.inputs, &[plan.seed], &mut main)
             .map_err(|error| edge("the model could not be built", &error))?;
-        let composition = compose(
-            plan,
-            &parts,
-            &data,
-            &model,
-            &main,
-            steps_per_epoch,
-            steps_per_round,
-        );
+        let composition = compose(plan, &parts, &source, &model, &main, steps_per_round);
         // A new run has a folder only once nothing is wrong with its data and model.
         let folder = match opened {
             Some(folder) => folder,
@@ -331,15 +534,16 @@ impl<'a> Runner<'a> {
         };
         observer.event(&Event::Composition(composition));
 
-        let state = RunState {
-            data,
+        *shared.run.borrow_mut() = RunState {
+            data: source.dataset,
             sets: BTreeMap::from([(SetId::Main, main)]),
             models: BTreeMap::from([(ModelId::Main, model)]),
-            inputs,
+            inputs: source.inputs,
             layers,
+            rollouts: Rollouts::of(source.environment),
             ..RunState::empty(plan.seed)
         };
-        let shared = Rc::new(Shared::new(state));
+        *shared.environment.borrow_mut() = source.session;
         let mut runner = Runner {
             plan,
             parts,
@@ -357,6 +561,7 @@ impl<'a> Runner<'a> {
             restarts: BTreeMap::new(),
             density: (0, 0),
             mask_changes: 0,
+            evaluation: None,
         };
         runner.start(restored)?;
         Ok(runner)
@@ -382,9 +587,13 @@ impl<'a> Runner<'a> {
             }
         }
         let mut trainer = self.shared.trainer.borrow_mut().take();
+        let mut environment = self.shared.environment.borrow_mut().take();
+        let mut normalizer = self.shared.normalizer.borrow_mut().take();
         let sessions = trainer
             .iter_mut()
-            .chain(self.pruners.iter_mut().filter_map(|p| p.session.as_mut()));
+            .chain(self.pruners.iter_mut().filter_map(|p| p.session.as_mut()))
+            .chain(environment.iter_mut())
+            .chain(normalizer.iter_mut());
         for session in sessions {
             let name = session.guest().name.clone();
             if let Some(bytes) = self.last_saved.get(&name) {
@@ -396,6 +605,8 @@ impl<'a> Runner<'a> {
             }
         }
         *self.shared.trainer.borrow_mut() = trainer;
+        *self.shared.environment.borrow_mut() = environment;
+        *self.shared.normalizer.borrow_mut() = normalizer;
         Ok(())
     }
 
@@ -424,18 +635,16 @@ impl<'a> Runner<'a> {
         run.tags = saved.tags.clone();
         run.mask_owners = saved.mask_owners.clone();
         run.steps_done = saved.progress.steps_done;
+        run.rollouts.instances = saved.instances;
+        run.rollouts.tracked = saved.tracked.clone();
         Ok(())
     }
 
     fn info(&self) -> wit::RunInfo {
         wit::RunInfo {
-            seed: self.plan.seed,
-            stage: 0,
             steps: self.steps_per_round,
             steps_per_epoch: self.steps_per_epoch,
-            batch_size: self.plan.schedule.batch_size,
-            rank: 0,
-            world: 1,
+            ..run_info(self.plan)
         }
     }
 
@@ -456,31 +665,39 @@ impl<'a> Runner<'a> {
 
     /// A new instance of a part, started.
     fn instantiate(&self, part: usize) -> Result<Session, Diagnostic> {
+        let rewards = match &self.shared.run.borrow().rollouts.environment {
+            Environment::Tasks { spec, .. } => Some(spec.rewards.clone()),
+            _ => None,
+        };
         let part = &self.parts[part];
-        let name = &part.plan.name;
-        let account = Account::new(Some(part.plan.limits.tensors));
-        let at = |death: Death| death.diagnostic(&self.whereabouts());
-        let mut session = Session::new(
-            &part.loaded,
-            name,
-            part.plan.limits.clone(),
-            account,
-            self.shared.clone(),
-        )
-        .map_err(at)?;
-        let started = session
-            .start(self.info(), &part.wit_settings())
-            .map_err(at)?;
-        started.map_err(|refusal| refused(name, refusal, "start"))?;
-        Ok(session)
+        let rewards = rewards.filter(|_| part.plan.slot == Slot::Normalizer);
+        if part.plan.slot == Slot::Normalizer && rewards.is_none() {
+            return Err(Diagnostic::new(format!(
+                "normaliser `{}` has nothing to normalise: the environment is a world to act in",
+                part.plan.name
+            ))
+            .help("remove [normalizer]: the trainer works out advantages from the rewards of each step"));
+        }
+        let at = self.whereabouts();
+        new_session(part, &self.shared, self.info(), rewards.as_ref(), &at)
     }
 
     fn start(&mut self, checkpoint: Option<checkpoint::Checkpoint>) -> Result<(), Diagnostic> {
         for part in 0..self.parts.len() {
+            let slot = self.parts[part].plan.slot;
+            // The environment was started before the model was built; a world to act in has a second instance.
+            if slot == Slot::Environment {
+                if self.parts[part].loaded.world == component::World::Mdp {
+                    self.evaluation = Some(self.instantiate(part)?);
+                }
+                continue;
+            }
             let session = Some(self.instantiate(part)?);
-            match self.parts[part].plan.slot {
+            match slot {
                 Slot::Trainer => *self.shared.trainer.borrow_mut() = session,
                 Slot::Pruner => self.pruners.push(Pruner { part, session }),
+                Slot::Normalizer => *self.shared.normalizer.borrow_mut() = session,
+                Slot::Environment => {}
             }
             self.complete_tags()?;
         }
@@ -624,8 +841,10 @@ impl<'a> Runner<'a> {
 
     fn drive(mut self) -> Result<Ending, Diagnostic> {
         let ending = self.rounds();
-        // The trainer's store holds the shared state, which holds the trainer: break the circle.
+        // The stores of these hold the shared state, which holds them: break the circles.
         self.shared.trainer.borrow_mut().take();
+        self.shared.environment.borrow_mut().take();
+        self.shared.normalizer.borrow_mut().take();
         ending
     }
 
@@ -661,9 +880,11 @@ impl<'a> Runner<'a> {
         {
             let run = &mut *self.shared.run.borrow_mut();
             run.passes = 0;
+            run.rollouts.begin_step();
         }
         let report = self.trainer(|session| session.step(at))?;
         self.complete_tags()?;
+        self.observe()?;
         self.adopt()?;
         self.progress.steps_done += 1;
         self.progress.round_step += 1;
@@ -918,12 +1139,197 @@ impl<'a> Runner<'a> {
         self.evaluate(split, epoch)
     }
 
-    /// Measures the trainer's predictions on a split. It sees inputs only.
+    /// Measures the policy on a split of the environment, or the trainer's predictions on one of the data.
     fn evaluate(&mut self, split: &str, epoch: u64) -> Result<(), Diagnostic> {
+        let environment = self.shared.run.borrow().rollouts.environment.clone();
         let began = Instant::now();
+        let measured = match environment {
+            Environment::None => self.measure(split)?,
+            Environment::Tasks { spec, splits } => {
+                match splits.iter().find(|(name, _)| name == split) {
+                    Some((_, count)) => Some(self.measure_tasks(split, *count, &spec)?),
+                    None => None,
+                }
+            }
+            // There is one world: no splits.
+            Environment::Mdp(spec) if split == "test" => Some(self.measure_world(&spec)?),
+            Environment::Mdp(_) => None,
+        };
+        let Some(measured) = measured else {
+            return Ok(());
+        };
+        for (name, value) in &measured {
+            self.progress
+                .metrics
+                .insert(format!("{split}/{name}"), *value);
+        }
+        self.tell(Event::Evaluated {
+            split: split.to_string(),
+            step: self.progress.steps_done,
+            epoch,
+            round: self.progress.round.into(),
+            metrics: measured,
+            seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// The likeliest responses of the run's model to every prompt of a split, judged by the environment.
+    fn measure_tasks(
+        &mut self,
+        split: &str,
+        count: u64,
+        spec: &TaskSpec,
+    ) -> Result<BTreeMap<String, f64>, Diagnostic> {
+        let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+        let mut add = |name: &str, x: f64| *sums.entry(name.to_string()).or_default() += x;
+        let whereabouts = self.whereabouts();
+        let ids: Vec<u64> = (0..count).collect();
+        for ids in ids.chunks(self.plan.schedule.evaluation_batch.max(1) as usize) {
+            let shared = self.shared.clone();
+            let mut slot = shared.environment.borrow_mut();
+            let Some(environment) = slot.as_mut() else {
+                continue;
+            };
+            let at = |death: Death| death.diagnostic(&whereabouts);
+            let prompts = environment.prompts(split, ids).map_err(at)?;
+            let requests: Vec<Request> = prompts
+                .into_iter()
+                .map(|prompt| Request {
+                    context: prompt.tokens,
+                    forced: Vec::new(),
+                    count: 1,
+                    stop: vec![vec![spec.stop]],
+                    max_tokens: spec.max_response as usize,
+                    temperature: 0.0,
+                    top_p: 1.0,
+                    top_k: 0,
+                    key: Vec::new(),
+                })
+                .collect();
+            let responses = {
+                let run = &mut *shared.run.borrow_mut();
+                let RunState { models, sets, .. } = run;
+                match (models.get(&ModelId::Main), sets.get_mut(&SetId::Main)) {
+                    (Some(model), Some(set)) => model.generate(set, &requests, spec.context()),
+                    _ => Ok(Vec::new()),
+                }
+            };
+            let responses = responses
+                .map_err(|error| edge("the model could not answer the prompts", &error))?;
+            let responses: Vec<Response> = responses
+                .into_iter()
+                .zip(ids)
+                .map(|(response, &prompt)| Response {
+                    split: split.to_string(),
+                    prompt,
+                    tokens: response.tokens,
+                    finished: response.stopped,
+                })
+                .collect();
+            let verdicts = environment.verify(&responses, &spec.rewards).map_err(at)?;
+            drop(slot);
+            for (response, verdict) in responses.iter().zip(&verdicts) {
+                add("accuracy", f64::from(u8::from(verdict.correct)));
+                add("reward", verdict.reward);
+                add("length", response.tokens.len() as f64);
+                add("well-formed", f64::from(u8::from(verdict.well_formed)));
+                for (term, value) in &verdict.terms {
+                    add(&format!("reward-{term}"), *value);
+                }
+            }
+            self.drain()?;
+        }
+        sums.values_mut()
+            .for_each(|sum| *sum /= count.max(1) as f64);
+        Ok(sums)
+    }
+
+    /// Whole episodes from starts that are the same in every measurement, with the trainer's predictions as
+    /// actions: the likeliest, or the predicted values.
+    fn measure_world(&mut self, spec: &MdpSpec) -> Result<BTreeMap<String, f64>, Diagnostic> {
+        let n = self.plan.schedule.evaluation_episodes.max(1) as usize;
+        let size = spec.observation.len();
+        let Some(mut world) = self.evaluation.take() else {
+            return Ok(BTreeMap::new());
+        };
+        let whereabouts = self.whereabouts();
+        let at = |death: Death| death.diagnostic(&whereabouts);
+        let mut observations = world.reset(n as u32, &[EVALUATION], size).map_err(at)?;
+        let (mut returns, mut lengths) = (vec![0.0; n], vec![0.0; n]);
+        let mut over = vec![false; n];
+        let trainer = self.parts[0].plan.name.clone();
+        for _ in 0..spec.max_steps {
+            let batch = || -> espalier_tensor::Result<data::Batch> {
+                Ok(data::Batch {
+                    fields: vec![(
+                        "inputs".into(),
+                        Tensor::from_f64s(&observations, &[n, size], DType::F32)?,
+                    )],
+                    index: ops::arange(0.0, n as f64, 1.0, DType::I64)?,
+                    count: n as u32,
+                })
+            };
+            let batch =
+                batch().map_err(|error| edge("the observations could not be passed on", &error))?;
+            let (kind, output) = self.trainer(|session| session.predict(batch.clone()))?;
+            let actions = actions_of(spec, n, kind, &output)
+                .and_then(|actions| spec.clip(actions, n))
+                .map_err(|problem| {
+                    Diagnostic::new(format!(
+                        "plugin `{trainer}` predicted something that is no action"
+                    ))
+                    .at(format!("`predict`, {whereabouts}"))
+                    .detail("because", problem)
+                })?;
+            let t = world.act(&actions, n, size).map_err(at)?;
+            for i in (0..n).filter(|&i| !over[i]).collect::<Vec<_>>() {
+                returns[i] += t.rewards[i];
+                lengths[i] += 1.0;
+                over[i] = t.terminated[i] || t.truncated[i];
+            }
+            if over.iter().all(|&over| over) {
+                break;
+            }
+            observations = t.observations;
+        }
+        self.evaluation = Some(world);
+        self.drain()?;
+        let mean = |list: &[f64]| list.iter().sum::<f64>() / n as f64;
+        let center = mean(&returns);
+        let squares: Vec<f64> = returns.iter().map(|x| (x - center).powi(2)).collect();
+        Ok(BTreeMap::from([
+            ("return".to_string(), center),
+            ("return-deviation".to_string(), mean(&squares).sqrt()),
+            ("length".to_string(), mean(&lengths)),
+        ]))
+    }
+
+    /// Tells a normaliser that tracks the policy how far it has moved since it last answered the prompts of this
+    /// step, and remembers their new answers.
+    fn observe(&mut self) -> Result<(), Diagnostic> {
+        let tracks = matches!(&*self.shared.normalizer.borrow(), Some(session) if session.tracks());
+        let asked = self.shared.run.borrow_mut().rollouts.take_asked();
+        let (true, Some(asked)) = (tracks, asked) else {
+            return Ok(());
+        };
+        let drifts = {
+            let run = &mut *self.shared.run.borrow_mut();
+            drifts(run, asked)
+                .map_err(|error| edge("the policy's drift could not be measured", error.as_ref()))?
+        };
+        let observed = match self.shared.normalizer.borrow_mut().as_mut() {
+            Some(session) => session.observe(&drifts),
+            None => Ok(()),
+        };
+        self.drain()?;
+        observed.map_err(|death| death.diagnostic(&self.whereabouts()))
+    }
+
+    /// Measures the trainer's predictions on a split of the data. It sees inputs only.
+    fn measure(&mut self, split: &str) -> Result<Option<BTreeMap<String, f64>>, Diagnostic> {
         let (count, classes) = match self.shared.run.borrow().data.split(split) {
             Ok(found) if found.count > 0 => (found.count, found.classes),
-            _ => return Ok(()),
+            _ => return Ok(None),
         };
         let size = self.plan.schedule.evaluation_batch.max(1) as usize;
         let mut sums = metrics::Sums::new(self.plan.schedule.loss, classes);
@@ -945,20 +1351,7 @@ impl<'a> Runner<'a> {
             })?;
             at = to;
         }
-        let measured = sums.finish();
-        for (name, value) in &measured {
-            self.progress
-                .metrics
-                .insert(format!("{split}/{name}"), *value);
-        }
-        self.tell(Event::Evaluated {
-            split: split.to_string(),
-            step: self.progress.steps_done,
-            epoch,
-            round: self.progress.round.into(),
-            metrics: measured,
-            seconds: began.elapsed().as_secs_f64(),
-        })
+        Ok(Some(sums.finish()))
     }
 
     fn slice(
@@ -1006,6 +1399,17 @@ impl<'a> Runner<'a> {
             }
             self.drain()?;
         }
+        for slot in [&self.shared.environment, &self.shared.normalizer] {
+            let mut session = slot.borrow_mut();
+            let Some(session) = session.as_mut() else {
+                continue;
+            };
+            let bytes = session
+                .save()
+                .map_err(|death| death.diagnostic(&self.whereabouts()))?;
+            plugins.insert(session.guest().name.clone(), bytes);
+        }
+        self.drain()?;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.progress.metrics_bytes = self.folder.sync_metrics()?;
         let (tensors, saved) = {
@@ -1041,6 +1445,8 @@ impl<'a> Runner<'a> {
                 skipped,
                 layers: run.layers.clone(),
                 splits,
+                instances: run.rollouts.instances,
+                tracked: run.rollouts.tracked.clone(),
             };
             (tensors, saved)
         };
@@ -1110,9 +1516,13 @@ impl<'a> Runner<'a> {
 
     fn counters(&self) -> Vec<PluginCounters> {
         let trainer = self.shared.trainer.borrow();
+        let environment = self.shared.environment.borrow();
+        let normalizer = self.shared.normalizer.borrow();
         let sessions = trainer
             .iter()
-            .chain(self.pruners.iter().filter_map(|p| p.session.as_ref()));
+            .chain(self.pruners.iter().filter_map(|p| p.session.as_ref()))
+            .chain(environment.iter())
+            .chain(normalizer.iter());
         let one = |session: &Session| {
             let guest = session.guest();
             let c = &guest.counters;
@@ -1197,21 +1607,165 @@ fn saved(meta: &str) -> Result<Saved, Diagnostic> {
     })
 }
 
+/// The layers, with the size of the environment's vocabulary where an embedding leaves its own open.
+fn with_vocabulary(layers: &[LayerPlan], environment: &Environment) -> Vec<LayerPlan> {
+    let mut layers = layers.to_vec();
+    if let Environment::Tasks { spec, .. } = environment {
+        for layer in layers.iter_mut().filter(|layer| layer.kind == "embedding") {
+            let entries = layer.settings.entry("entries".into());
+            entries.or_insert_with(|| vec![spec.vocabulary.len() as f64]);
+        }
+    }
+    layers
+}
+
+/// What is wrong with the spec of a world to act in.
+fn unfit_mdp(spec: &MdpSpec) -> Option<String> {
+    let actions = match &spec.action {
+        ActionSpace::Discrete(n) => *n as usize,
+        ActionSpace::Continuous(ranges) => match ranges.iter().all(|(low, high)| low <= high) {
+            true => ranges.len(),
+            false => 0,
+        },
+    };
+    if spec.observation.is_empty() || spec.observation.len() > 1 << 20 {
+        Some(format!(
+            "observations of {} numbers",
+            spec.observation.len()
+        ))
+    } else if actions == 0 || actions > 1 << 20 {
+        Some("no action, too many, or a range without numbers".into())
+    } else if spec.max_steps == 0 {
+        Some("episodes of no step".into())
+    } else {
+        None
+    }
+}
+
+/// Actions from a trainer's predictions [n, ..], instance after instance.
+fn actions_of(
+    spec: &MdpSpec,
+    n: usize,
+    kind: PredictionKind,
+    output: &Tensor,
+) -> Result<Vec<f64>, String> {
+    let width = match &spec.action {
+        ActionSpace::Discrete(n) => *n as usize,
+        ActionSpace::Continuous(ranges) => ranges.len(),
+    };
+    if output.shape() != [n, width] {
+        return Err(format!(
+            "predictions have shape {:?}, expected [{n}, {width}]",
+            output.shape()
+        ));
+    }
+    let list = |t: &Tensor| t.to_list().map_err(|error| error.to_string());
+    match (&spec.action, kind) {
+        (ActionSpace::Discrete(_), PredictionKind::Logits | PredictionKind::Probabilities) => {
+            list(&ops::argmax(output, -1).map_err(|error| error.to_string())?)
+        }
+        (ActionSpace::Continuous(_), PredictionKind::Values) => list(output),
+        (ActionSpace::Discrete(_), _) => {
+            Err("one of a few actions is chosen by logits or probabilities".into())
+        }
+        (ActionSpace::Continuous(_), _) => {
+            Err("actions that are numbers are predicted as values".into())
+        }
+    }
+}
+
+/// How far the policy has moved on the last responses to these prompts; what they are answered now is remembered.
+fn drifts(
+    run: &mut RunState,
+    asked: Vec<(u64, Vec<u32>, Vec<u32>)>,
+) -> Result<Vec<Drift>, Box<dyn std::error::Error>> {
+    let RunState {
+        models,
+        sets,
+        rollouts,
+        ..
+    } = run;
+    let (Some(model), Some(set)) = (models.get(&ModelId::Main), sets.get_mut(&SetId::Main)) else {
+        return Ok(Vec::new());
+    };
+    let mut score =
+        |sequences: &[(Vec<u32>, Vec<u32>)]| -> Result<Vec<Vec<f64>>, Box<dyn std::error::Error>> {
+            if sequences.is_empty() {
+                return Ok(Vec::new());
+            }
+            let _none = espalier_tensor::autograd::no_grad();
+            let (logprobs, ..) = model.logprobs(set, sequences, false, crate::model::Mode::Eval)?;
+            let width = logprobs.shape()[1].max(1);
+            let all = logprobs.to_list()?;
+            let rows = all.chunks(width).zip(sequences);
+            Ok(rows
+                .map(|(row, (_, tokens))| row[..tokens.len()].to_vec())
+                .collect())
+        };
+    let before: Vec<(u64, &Tracked)> = asked
+        .iter()
+        .filter_map(|(prompt, ..)| Some((*prompt, rollouts.tracked.get(prompt)?)))
+        .collect();
+    let sequences: Vec<_> = before
+        .iter()
+        .map(|(_, tracked)| (tracked.context.clone(), tracked.tokens.clone()))
+        .collect();
+    let drifts = before
+        .iter()
+        .zip(score(&sequences)?)
+        .map(|((prompt, tracked), now)| {
+            let then = tracked
+                .logprobs
+                .iter()
+                .map(|&bits| f64::from(f32::from_bits(bits)));
+            let moved: f64 = then.zip(&now).map(|(then, now)| (then - now).abs()).sum();
+            Drift {
+                prompt: *prompt,
+                mean_abs_logratio: moved / now.len().max(1) as f64,
+            }
+        })
+        .collect();
+    let sequences: Vec<_> = asked
+        .iter()
+        .map(|(_, context, tokens)| (context.clone(), tokens.clone()))
+        .collect();
+    let now = score(&sequences)?;
+    for ((prompt, context, tokens), logprobs) in asked.into_iter().zip(now) {
+        let logprobs = logprobs.iter().map(|&x| (x as f32).to_bits()).collect();
+        let answer = Tracked {
+            context,
+            tokens,
+            logprobs,
+        };
+        rollouts.tracked.insert(prompt, answer);
+    }
+    Ok(drifts)
+}
+
 fn compose(
     plan: &Plan,
     parts: &[Part],
-    data: &data::Dataset,
+    from: &Source,
     model: &Model,
     main: &ParameterSet,
-    steps_per_epoch: u64,
     steps_per_round: u64,
 ) -> Composition {
-    let count = |name: &str| data.split(name).map_or(0, |s| s.count);
+    let steps_per_epoch = from.steps_per_epoch;
+    let data = &from.dataset;
+    let count = |name: &str| match &from.environment {
+        Environment::Tasks { splits, .. } => {
+            let split = splits.iter().find(|(split, _)| split == name);
+            split.map_or(0, |(_, count)| *count as usize)
+        }
+        _ => data.split(name).map_or(0, |s| s.count),
+    };
     let first = data.splits.first();
-    let source = match &plan.data.source {
-        DataSource::Digits => "digits".to_string(),
-        DataSource::Idx { path } | DataSource::Csv { path, .. } => path.display().to_string(),
-        DataSource::Npy { inputs, .. } => inputs.display().to_string(),
+    let environment = plan.plugins.iter().find(|p| p.slot == Slot::Environment);
+    let source = match plan.data.as_ref().map(|data| &data.source) {
+        None => environment.map_or(String::new(), |plugin| plugin.name.clone()),
+        Some(DataSource::Digits) => "digits".to_string(),
+        Some(DataSource::Idx { path } | DataSource::Csv { path, .. }) => path.display().to_string(),
+        Some(DataSource::Npy { inputs, .. }) => inputs.display().to_string(),
     };
     let size =
         |i: &crate::parameters::ParameterInfo| i.shape.iter().map(|&n| n as u64).product::<u64>();
@@ -1236,9 +1790,11 @@ fn compose(
         threads: plan.threads,
         data: ComposedData {
             source,
-            shape: first
-                .and_then(|s| s.field("inputs").ok())
-                .map(|t| t.shape()[1..].to_vec())
+            shape: from
+                .inputs
+                .iter()
+                .find(|field| field.name == "inputs")
+                .map(|field| field.shape.clone())
                 .unwrap_or_default(),
             classes: first.map(|s| s.classes as usize).filter(|&n| n > 0),
             train: count("train"),
@@ -1270,7 +1826,15 @@ fn compose(
                 options: p.settings.clone(),
             })
             .collect(),
-        schedule: format!("{schedule}, {} samples a step", plan.schedule.batch_size),
+        schedule: format!(
+            "{schedule}, {} {} a step",
+            plan.schedule.batch_size,
+            match &from.environment {
+                Environment::None => "samples",
+                Environment::Tasks { .. } => "prompts",
+                Environment::Mdp(_) => "instances",
+            }
+        ),
     }
 }
 

@@ -41,24 +41,28 @@ const DATA: [&str; 12] = [
     "test-limit",
     "normalize",
 ];
-const SCHEDULE: [&str; 6] = [
+const SCHEDULE: [&str; 8] = [
     "epochs",
     "steps",
+    "steps-per-epoch",
     "batch-size",
     "evaluate-every",
     "evaluation-batch",
+    "evaluation-episodes",
     "loss",
 ];
 const PLUGIN: [&str; 4] = ["plugin", "with", "limits", "on-failure"];
 const LIMITS: [&str; 5] = ["memory", "tensors", "handles", "call", "log"];
 const CHECKPOINT: [&str; 2] = ["every", "keep"];
-const ROOT: [&str; 7] = [
+const ROOT: [&str; 9] = [
     "run",
     "data",
+    "environment",
     "model",
     "schedule",
     "trainer",
     "pruner",
+    "normalizer",
     "checkpoint",
 ];
 
@@ -141,27 +145,59 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
         .and_then(|field| field.integer(1, MOST_THREADS))
         .unwrap_or_else(cores) as usize;
 
-    let data = root
-        .require("data", "add [data] with source = \"digits\"")
-        .and_then(|field| data(&field, &base));
+    let environment = root.get("environment");
+    let has_data = environment.is_none();
+    let data = match (root.get("data"), &environment) {
+        (Some(_), Some(second)) => {
+            second.error(
+                Diagnostic::new("the run file gives both [data] and [environment]")
+                    .expected("one of the two: what the model learns from")
+                    .help("remove one"),
+            );
+            None
+        }
+        (None, Some(_)) => Some(None),
+        _ => root
+            .require(
+                "data",
+                "add [data] with source = \"digits\", or [environment] with plugin = \"modular-arithmetic\"",
+            )
+            .and_then(|field| data(&field, &base))
+            .map(Some),
+    };
+    let environment = match &environment {
+        Some(field) => plugin(field, Slot::Environment).map(Some),
+        None => Some(None),
+    };
     let model = root
         .require(
             "model",
             "add [model] with layers = [{ kind = \"linear\", features = 10 }]",
         )
         .and_then(|field| model(&field));
-    let default_loss = data
-        .as_ref()
-        .map_or(Loss::CrossEntropy, |data| default_loss(&data.source));
+    let source = data.as_ref().and_then(|data| data.as_ref());
+    let default_loss = source.map_or(Loss::CrossEntropy, |data| default_loss(&data.source));
     let schedule = root
         .require("schedule", "add [schedule] with epochs = 10")
-        .and_then(|field| schedule(&field, default_loss));
+        .and_then(|field| schedule(&field, default_loss, has_data));
     let trainer = root
         .require("trainer", "add [trainer] with plugin = \"backprop\"")
         .and_then(|field| plugin(&field, Slot::Trainer));
     let pruners = root
         .get("pruner")
         .map_or(Some(Vec::new()), |field| pruners(&field));
+    let normalizer = match (root.get("normalizer"), has_data) {
+        (Some(field), true) => {
+            let _ = plugin(&field, Slot::Normalizer);
+            field.error(
+                Diagnostic::new("a normaliser needs an environment, whose rewards it sees")
+                    .help("remove [normalizer], or put [environment] in the place of [data]"),
+            );
+            None
+        }
+        (Some(field), false) => plugin(&field, Slot::Normalizer).map(Some),
+        (None, _) => Some(None),
+    };
     let checkpoint = root
         .get("checkpoint")
         .and_then(|field| field.table(&CHECKPOINT, &belongs_elsewhere));
@@ -174,7 +210,11 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
             .and_then(|field| field.integer(1, 10_000))
             .unwrap_or(2) as usize,
     };
-    let plugins = std::iter::once(trainer?).chain(pruners?).collect();
+    let plugins = std::iter::once(trainer?)
+        .chain(pruners?)
+        .chain(environment?)
+        .chain(normalizer?)
+        .collect();
     Some(Plan {
         name,
         seed,
@@ -548,8 +588,22 @@ fn settings(
 
 // Schedule.
 
-fn schedule(field: &Field<'_, '_>, default_loss: Loss) -> Option<SchedulePlan> {
+fn schedule(field: &Field<'_, '_>, default_loss: Loss, has_data: bool) -> Option<SchedulePlan> {
     let fields = field.table(&SCHEDULE, &belongs_elsewhere)?;
+    let misplaced: &[&str] = match has_data {
+        true => &["steps-per-epoch", "evaluation-episodes"],
+        false => &["loss"],
+    };
+    for key in misplaced {
+        if let Some(field) = fields.get(key) {
+            field.error(match has_data {
+                true => Diagnostic::new(format!("`{key}` is for runs with an [environment]"))
+                    .help("remove it: with [data] an epoch is a pass over the training split"),
+                false => Diagnostic::new(format!("`{key}` is for runs with [data]"))
+                    .help("remove it: with an [environment] the trainer has losses of its own"),
+            });
+        }
+    }
     let count = |key: &str| fields.get(key).and_then(|field| field.integer(1, u64::MAX));
     let (epochs, steps) = (count("epochs"), count("steps"));
     let length = match (fields.get("epochs"), fields.get("steps")) {
@@ -583,6 +637,8 @@ fn schedule(field: &Field<'_, '_>, default_loss: Loss) -> Option<SchedulePlan> {
     Some(SchedulePlan {
         length: length?,
         batch_size: small("batch-size", 64),
+        steps_per_epoch: count("steps-per-epoch"),
+        evaluation_episodes: small("evaluation-episodes", 20),
         evaluate_every: small("evaluate-every", 1),
         evaluation_batch: small("evaluation-batch", 512),
         loss: loss.map_or(default_loss, |index| [Loss::CrossEntropy, Loss::Mse][index]),
@@ -615,10 +671,11 @@ fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
         }
     };
     let fields = field.table(&PLUGIN, &advice)?;
-    let example = if slot == Slot::Trainer {
-        "backprop"
-    } else {
-        "magnitude"
+    let example = match slot {
+        Slot::Trainer => "backprop",
+        Slot::Pruner => "magnitude",
+        Slot::Environment => "modular-arithmetic",
+        Slot::Normalizer => "grpo",
     };
     let name = fields.require("plugin", &format!("add plugin = \"{example}\""));
     let place = name
@@ -670,12 +727,28 @@ fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
     let chosen = chosen.map_or(OnFailure::Fail, |index| {
         [OnFailure::Fail, OnFailure::Restart, OnFailure::Skip][index]
     });
-    if let (Slot::Trainer, OnFailure::Skip, Some(field)) = (slot, chosen, &on_failure) {
-        field.error(
-            Diagnostic::new("a run cannot go on without its trainer")
-                .expected(one_of(["fail", "restart"]))
-                .found("`skip`"),
-        );
+    if let Some(field) = &on_failure {
+        let (refused, expected): (bool, &[&str]) = match slot {
+            Slot::Trainer => (chosen == OnFailure::Skip, &["fail", "restart"]),
+            Slot::Pruner => (false, &[]),
+            Slot::Environment | Slot::Normalizer => (chosen != OnFailure::Fail, &["fail"]),
+        };
+        if refused {
+            let found = match chosen {
+                OnFailure::Skip => "`skip`",
+                _ => "`restart`",
+            };
+            field.error(
+                Diagnostic::new(match chosen {
+                    OnFailure::Skip => format!("a run cannot go on without its {slot}"),
+                    _ => format!(
+                        "a run cannot go on after its {slot} failed in the middle of a step"
+                    ),
+                })
+                .expected(one_of(expected.iter().copied()))
+                .found(found),
+            );
+        }
     }
     Some(PluginPlan {
         slot,
@@ -768,8 +841,9 @@ on-failure = "skip"
             (plan.name.as_str(), plan.seed, plan.threads),
             ("digits", 7, 2)
         );
-        assert_eq!(plan.data.normalize, Normalize::Standard);
-        assert_eq!((plan.data.test, plan.data.validation), (0.25, 0.1));
+        let data = plan.data.unwrap();
+        assert_eq!(data.normalize, Normalize::Standard);
+        assert_eq!((data.test, data.validation), (0.25, 0.1));
         let names: Vec<&str> = plan.model.iter().map(|layer| layer.name.as_str()).collect();
         assert_eq!(names, ["linear1", "relu1", "c", "add1", "linear2"]);
         assert_eq!(plan.model[2].settings["kernel"], [3.0, 3.0]);
@@ -1018,7 +1092,7 @@ error: `epochs` is out of range
         assert_eq!(plan.schedule.loss, Loss::Mse);
         let path = PathBuf::from("x/a.csv");
         assert_eq!(
-            plan.data.source,
+            plan.data.unwrap().source,
             DataSource::Csv {
                 path,
                 target: "y".into(),

@@ -47,3 +47,67 @@ pub mod pruner {
         },
     });
 }
+
+/// The normaliser's exports.
+pub mod normalizer {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "normalizer",
+        imports: { default: trappable },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+            "espalier:plugin/rewards": super::trainer::espalier::plugin::rewards,
+        },
+    });
+}
+
+/// The exports of a normaliser that hears of drift.
+pub mod normalizer_tracking {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "normalizer-tracking",
+        imports: { default: trappable },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+            "espalier:plugin/rewards": super::trainer::espalier::plugin::rewards,
+        },
+    });
+}
+
+/// The exports of an environment with tasks.
+pub mod tasks {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "environment-tasks",
+        imports: { default: trappable },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+            "espalier:plugin/rewards": super::trainer::espalier::plugin::rewards,
+        },
+    });
+}
+
+/// The exports of an environment to act in.
+pub mod mdp {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "environment-mdp",
+        imports: { default: trappable },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+            "espalier:plugin/control": super::trainer::espalier::plugin::control,
+        },
+    });
+}

@@ -124,7 +124,7 @@ fn plan(spec: LayerSpec, before: &[LayerPlan]) -> Result<LayerPlan> {
 }
 
 /// A model and its parameters, both by name; they live side by side in the run.
-fn model_and_set<'a>(
+pub(super) fn model_and_set<'a>(
     run: &'a mut RunState,
     id: &ModelId,
 ) -> Result<(&'a Model, &'a mut ParameterSet)> {

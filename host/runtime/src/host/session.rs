@@ -8,24 +8,34 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use espalier_tensor::{Tensor, account::Account, autograd};
-use wasmtime::component::Linker;
+use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Store, Trap, WasmBacktrace};
 
+use super::bindings::mdp::EnvironmentMdp;
+use super::bindings::normalizer::Normalizer;
+use super::bindings::normalizer_tracking::NormalizerTracking;
 use super::bindings::pruner::Pruner;
+use super::bindings::tasks::EnvironmentTasks;
+use super::bindings::tasks::exports::espalier::plugin::tasks::Response;
 use super::bindings::trainer::Trainer;
+use super::bindings::trainer::espalier::plugin::control::{MdpSpec, Transition};
 use super::bindings::trainer::espalier::plugin::model::PredictionKind;
 use super::bindings::trainer::espalier::plugin::options::Value;
+use super::bindings::trainer::espalier::plugin::rewards::{
+    Advantage, Drift, Prompt, RewardSpec, Rollout, TaskSpec, Verdict,
+};
 use super::bindings::trainer::espalier::plugin::run::{
-    Directive, Error, Event, RunInfo, StepInfo, StepReport,
+    Directive, Error, ErrorCode, Event, RunInfo, StepInfo, StepReport,
 };
 use super::bindings::trainer::exports::espalier::plugin::plugin::Description;
-use super::guest::{Guest, Refusal, bytes};
+use super::guest::{Guest, Refusal, bytes, misuse};
+use super::rollouts::{unfit, unfit_verdict};
 use super::state::Shared;
 use super::wasi;
-use crate::component::{Loaded, TICK};
+use crate::component::{Loaded, TICK, World};
 use crate::data::Batch;
 use crate::diagnostic::Diagnostic;
-use crate::plan::{Limits, Slot};
+use crate::plan::Limits;
 
 /// How a plugin's instance came to its end.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -64,6 +74,10 @@ pub type Called<T> = Result<T, Death>;
 enum Exports {
     Trainer(Trainer),
     Pruner(Pruner),
+    Normalizer(Normalizer),
+    NormalizerTracking(NormalizerTracking),
+    Tasks(EnvironmentTasks),
+    Mdp(EnvironmentMdp),
 }
 
 /// One plugin in one run.
@@ -72,6 +86,8 @@ pub struct Session {
     exports: Exports,
     /// A budget smaller than the plugin's own, for the next call only.
     shorter: Option<Duration>,
+    /// What the environment pays, told to a normaliser at its start.
+    rewards: Option<RewardSpec>,
 }
 
 impl Session {
@@ -94,29 +110,24 @@ impl Session {
         let mut linker: Linker<Guest> = Linker::new(&engine);
         let mut instantiate = || -> wasmtime::Result<Exports> {
             wasi::add_to_linker(&engine, component.component(), &mut linker)?;
-            Ok(match component.slot {
-                Slot::Trainer => {
-                    Trainer::add_to_linker::<_, wasmtime::component::HasSelf<Guest>>(
-                        &mut linker,
-                        |g| g,
-                    )?;
-                    Exports::Trainer(Trainer::instantiate(
+            // Each world's linker holds the world's imports and nothing else.
+            macro_rules! instance {
+                ($world:ident, $exports:ident) => {{
+                    $world::add_to_linker::<_, HasSelf<Guest>>(&mut linker, |g| g)?;
+                    Exports::$exports($world::instantiate(
                         &mut store,
                         component.component(),
                         &linker,
                     )?)
-                }
-                Slot::Pruner => {
-                    Pruner::add_to_linker::<_, wasmtime::component::HasSelf<Guest>>(
-                        &mut linker,
-                        |g| g,
-                    )?;
-                    Exports::Pruner(Pruner::instantiate(
-                        &mut store,
-                        component.component(),
-                        &linker,
-                    )?)
-                }
+                }};
+            }
+            Ok(match component.world {
+                World::Trainer => instance!(Trainer, Trainer),
+                World::Pruner => instance!(Pruner, Pruner),
+                World::Normalizer => instance!(Normalizer, Normalizer),
+                World::NormalizerTracking => instance!(NormalizerTracking, NormalizerTracking),
+                World::Tasks => instance!(EnvironmentTasks, Tasks),
+                World::Mdp => instance!(EnvironmentMdp, Mdp),
             })
         };
         match instantiate() {
@@ -124,6 +135,7 @@ impl Session {
                 store,
                 exports,
                 shorter: None,
+                rewards: None,
             }),
             Err(error) => Err(death(store.data(), "instantiate", &error)),
         }
@@ -172,15 +184,15 @@ impl Session {
     }
 
     fn wrong_slot<T>() -> wasmtime::Result<T> {
-        super::guest::misuse("the plugin fills another slot")
+        misuse("the plugin fills another slot")
     }
 
     /// Name, version and options.
     pub fn describe(&mut self) -> Called<Description> {
-        self.call("describe", true, |store, exports| match exports {
-            Exports::Trainer(t) => t.espalier_plugin_plugin().call_describe(store),
-            Exports::Pruner(p) => {
-                let d = p.espalier_plugin_plugin().call_describe(store)?;
+        // The worlds share the types of what they import, but each has its own of what it exports.
+        macro_rules! description {
+            ($exports:expr, $store:expr) => {{
+                let d = $exports.espalier_plugin_plugin().call_describe($store)?;
                 Ok(Description {
                     name: d.name,
                     version: d.version,
@@ -188,11 +200,20 @@ impl Session {
                     options: d.options,
                     events: d.events,
                 })
-            }
+            }};
+        }
+        self.call("describe", true, |store, exports| match exports {
+            Exports::Trainer(t) => t.espalier_plugin_plugin().call_describe(store),
+            Exports::Pruner(p) => description!(p, store),
+            Exports::Normalizer(n) => description!(n, store),
+            Exports::NormalizerTracking(n) => description!(n, store),
+            Exports::Tasks(e) => description!(e, store),
+            Exports::Mdp(e) => description!(e, store),
         })
     }
 
-    /// Starts the plugin. The inner error is the plugin's own refusal.
+    /// Starts the plugin; a normaliser is started by [`Session::start_normalizer`]. The inner error is the
+    /// plugin's own refusal.
     pub fn start(
         &mut self,
         info: RunInfo,
@@ -205,6 +226,9 @@ impl Session {
             Exports::Pruner(p) => p
                 .espalier_plugin_pruning()
                 .call_start(store, info, settings),
+            Exports::Tasks(e) => e.espalier_plugin_tasks().call_start(store, info, settings),
+            Exports::Mdp(e) => e.espalier_plugin_mdp().call_start(store, info, settings),
+            Exports::Normalizer(_) | Exports::NormalizerTracking(_) => Self::wrong_slot(),
         })
     }
 
@@ -212,7 +236,7 @@ impl Session {
     pub fn step(&mut self, at: StepInfo) -> Called<StepReport> {
         self.call("step", true, |store, exports| match exports {
             Exports::Trainer(t) => t.espalier_plugin_training().call_step(store, at),
-            Exports::Pruner(_) => Self::wrong_slot(),
+            _ => Self::wrong_slot(),
         })
     }
 
@@ -227,14 +251,14 @@ impl Session {
                     .call_objective(&mut *store, &batch)?;
                 let losses = store.data_mut().take_tensor(losses)?;
                 if losses.shape() != [count] {
-                    return super::guest::misuse(format!(
+                    return misuse(format!(
                         "returned losses of shape {:?}, expected one loss a sample: [{count}]",
                         losses.shape()
                     ));
                 }
                 Ok(losses)
             }
-            Exports::Pruner(_) => Self::wrong_slot(),
+            _ => Self::wrong_slot(),
         })
     }
 
@@ -247,22 +271,22 @@ impl Session {
                 let prediction = t.espalier_plugin_training().call_predict(&mut *store, &batch)?;
                 let output = store.data_mut().take_tensor(prediction.output)?;
                 if output.shape().first() != Some(&count) {
-                    return super::guest::misuse(format!(
+                    return misuse(format!(
                         "returned predictions of shape {:?}, expected {count} samples along the first axis",
                         output.shape()
                     ));
                 }
                 Ok((prediction.kind, output))
             }
-            Exports::Pruner(_) => Self::wrong_slot(),
+            _ => Self::wrong_slot(),
         })
     }
 
     /// Tells a pruner of an event.
     pub fn on_event(&mut self, event: &Event) -> Called<Directive> {
         self.call("on-event", true, |store, exports| match exports {
-            Exports::Trainer(_) => Self::wrong_slot(),
             Exports::Pruner(p) => p.espalier_plugin_pruning().call_on_event(store, event),
+            _ => Self::wrong_slot(),
         })
     }
 
@@ -272,7 +296,7 @@ impl Session {
             Exports::Trainer(t) => t
                 .espalier_plugin_training()
                 .call_set_knob(store, name, value),
-            Exports::Pruner(_) => Self::wrong_slot(),
+            _ => Self::wrong_slot(),
         })
     }
 
@@ -282,9 +306,13 @@ impl Session {
             let bytes = match exports {
                 Exports::Trainer(t) => t.espalier_plugin_training().call_save(store),
                 Exports::Pruner(p) => p.espalier_plugin_pruning().call_save(store),
+                Exports::Normalizer(n) => n.espalier_plugin_normalizing().call_save(store),
+                Exports::NormalizerTracking(n) => n.espalier_plugin_normalizing().call_save(store),
+                Exports::Tasks(e) => e.espalier_plugin_tasks().call_save(store),
+                Exports::Mdp(e) => e.espalier_plugin_mdp().call_save(store),
             }?;
             if bytes.len() > MOST_SAVED {
-                return super::guest::misuse(format!(
+                return misuse(format!(
                     "returned {}, at most {} are kept; tensors belong in a parameter set",
                     super::guest::bytes(bytes.len() as u64),
                     super::guest::bytes(MOST_SAVED as u64)
@@ -296,14 +324,244 @@ impl Session {
 
     /// Gives saved bytes back.
     pub fn restore(&mut self, state: &[u8]) -> Called<Result<(), Error>> {
+        let state = state.to_vec();
         self.call("restore", true, |store, exports| match exports {
-            Exports::Trainer(t) => t
-                .espalier_plugin_training()
-                .call_restore(store, &state.to_vec()),
-            Exports::Pruner(p) => p
-                .espalier_plugin_pruning()
-                .call_restore(store, &state.to_vec()),
+            Exports::Trainer(t) => t.espalier_plugin_training().call_restore(store, &state),
+            Exports::Pruner(p) => p.espalier_plugin_pruning().call_restore(store, &state),
+            Exports::Normalizer(n) => n.espalier_plugin_normalizing().call_restore(store, &state),
+            Exports::NormalizerTracking(n) => {
+                n.espalier_plugin_normalizing().call_restore(store, &state)
+            }
+            Exports::Tasks(e) => e.espalier_plugin_tasks().call_restore(store, &state),
+            Exports::Mdp(e) => e.espalier_plugin_mdp().call_restore(store, &state),
         })
+    }
+
+    /// Starts a normaliser.
+    pub fn start_normalizer(
+        &mut self,
+        info: RunInfo,
+        settings: &[(String, Value)],
+        rewards: &RewardSpec,
+    ) -> Called<Result<(), Error>> {
+        self.rewards = Some(rewards.clone());
+        self.call("start", true, |store, exports| match exports {
+            Exports::Normalizer(n) => n
+                .espalier_plugin_normalizing()
+                .call_start(store, info, settings, rewards),
+            Exports::NormalizerTracking(n) => n
+                .espalier_plugin_normalizing()
+                .call_start(store, info, settings, rewards),
+            _ => Self::wrong_slot(),
+        })
+    }
+
+    /// Advantages of a batch, one each and finite. The inner error is a refusal: the host's, of rewards that are
+    /// no numbers or outside their declared range, or the normaliser's.
+    pub fn normalize(&mut self, batch: &[Rollout]) -> Called<Result<Vec<Advantage>, Error>> {
+        let problem = self.rewards.as_ref().and_then(|spec| unfit(batch, spec));
+        if let Some(message) = problem {
+            let code = ErrorCode::Incompatible;
+            return Ok(Err(Error { code, message }));
+        }
+        self.call("normalize", true, |store, exports| {
+            let answer = match exports {
+                Exports::Normalizer(n) => n.espalier_plugin_normalizing().call_normalize(store, batch),
+                Exports::NormalizerTracking(n) => {
+                    n.espalier_plugin_normalizing().call_normalize(store, batch)
+                }
+                _ => Self::wrong_slot(),
+            }?;
+            let Ok(advantages) = answer else {
+                return Ok(answer);
+            };
+            if advantages.len() != batch.len() {
+                return misuse(format!(
+                    "returned {} advantages for {} rollouts",
+                    advantages.len(),
+                    batch.len()
+                ));
+            }
+            for (place, (advantage, rollout)) in advantages.iter().zip(batch).enumerate() {
+                let values = &advantage.values;
+                if values.len() != 1 && values.len() != rollout.segments.len() {
+                    return misuse(format!(
+                        "returned {} values for rollout {place}, expected one, or one for each of its {} segments",
+                        values.len(),
+                        rollout.segments.len()
+                    ));
+                }
+                if let Some(wrong) = values.iter().find(|x| !x.is_finite()) {
+                    return misuse(format!(
+                        "returned the advantage {wrong} for rollout {place}, expected a finite number"
+                    ));
+                }
+            }
+            Ok(Ok(advantages))
+        })
+    }
+
+    /// Whether the plugin is a normaliser that hears of drift and weighs prompts.
+    pub fn tracks(&self) -> bool {
+        matches!(self.exports, Exports::NormalizerTracking(_))
+    }
+
+    /// Tells a tracking normaliser how far the policy has moved.
+    pub fn observe(&mut self, drifts: &[Drift]) -> Called<()> {
+        self.call("observe", true, |store, exports| match exports {
+            Exports::NormalizerTracking(n) => {
+                n.espalier_plugin_tracking().call_observe(store, drifts)
+            }
+            _ => Self::wrong_slot(),
+        })
+    }
+
+    /// How often a tracking normaliser wants each prompt: one finite number each, none negative.
+    pub fn prompt_weights(&mut self, prompts: &[u64]) -> Called<Vec<f64>> {
+        self.call("prompt-weights", true, |store, exports| {
+            let weights = match exports {
+                Exports::NormalizerTracking(n) => n
+                    .espalier_plugin_tracking()
+                    .call_prompt_weights(store, prompts),
+                _ => Self::wrong_slot(),
+            }?;
+            if weights.len() != prompts.len() {
+                return misuse(format!(
+                    "returned {} weights for {} prompts",
+                    weights.len(),
+                    prompts.len()
+                ));
+            }
+            match weights.iter().find(|w| !w.is_finite() || **w < 0.0) {
+                None => Ok(weights),
+                Some(wrong) => misuse(format!(
+                    "returned the weight {wrong} for a prompt, expected a finite number from 0 on"
+                )),
+            }
+        })
+    }
+
+    /// What an environment's tasks are like.
+    pub fn task_spec(&mut self) -> Called<TaskSpec> {
+        self.call("spec", true, |store, exports| match exports {
+            Exports::Tasks(e) => e.espalier_plugin_tasks().call_spec(store),
+            _ => Self::wrong_slot(),
+        })
+    }
+
+    /// The splits of an environment with tasks, and how many prompts each has.
+    pub fn task_splits(&mut self) -> Called<Vec<(String, u64)>> {
+        self.call("splits", true, |store, exports| match exports {
+            Exports::Tasks(e) => {
+                let splits = e.espalier_plugin_tasks().call_splits(store)?;
+                Ok(splits.into_iter().map(|s| (s.name, s.count)).collect())
+            }
+            _ => Self::wrong_slot(),
+        })
+    }
+
+    /// Some prompts of a split, in the order asked.
+    pub fn prompts(&mut self, split: &str, ids: &[u64]) -> Called<Vec<Prompt>> {
+        self.call("prompts", true, |store, exports| {
+            let prompts = match exports {
+                Exports::Tasks(e) => e.espalier_plugin_tasks().call_prompts(store, split, ids),
+                _ => Self::wrong_slot(),
+            }?;
+            if !prompts
+                .iter()
+                .map(|prompt| prompt.id)
+                .eq(ids.iter().copied())
+            {
+                return misuse(format!(
+                    "returned other prompts than the {} asked for, or in another order",
+                    ids.len()
+                ));
+            }
+            Ok(prompts)
+        })
+    }
+
+    /// Verdicts on responses, in their order, with rewards as declared.
+    pub fn verify(&mut self, responses: &[Response], rewards: &RewardSpec) -> Called<Vec<Verdict>> {
+        self.call("verify", true, |store, exports| {
+            let verdicts = match exports {
+                Exports::Tasks(e) => e.espalier_plugin_tasks().call_verify(store, responses),
+                _ => Self::wrong_slot(),
+            }?;
+            if verdicts.len() != responses.len() {
+                return misuse(format!(
+                    "returned {} verdicts for {} responses",
+                    verdicts.len(),
+                    responses.len()
+                ));
+            }
+            for (response, verdict) in responses.iter().zip(&verdicts) {
+                if let Some(problem) = unfit_verdict(verdict, response.tokens.len(), rewards) {
+                    return misuse(format!(
+                        "judged a response to prompt {} of `{}`: {problem}",
+                        response.prompt, response.split
+                    ));
+                }
+            }
+            Ok(verdicts)
+        })
+    }
+
+    /// What a world to act in is like.
+    pub fn mdp_spec(&mut self) -> Called<MdpSpec> {
+        self.call("spec", true, |store, exports| match exports {
+            Exports::Mdp(e) => e.espalier_plugin_mdp().call_spec(store),
+            _ => Self::wrong_slot(),
+        })
+    }
+
+    /// Begins `n` episodes; the observations, each `size` numbers.
+    pub fn reset(&mut self, n: u32, key: &[u64], size: usize) -> Called<Vec<f64>> {
+        self.call("reset", true, |store, exports| {
+            let observations = match exports {
+                Exports::Mdp(e) => e.espalier_plugin_mdp().call_reset(store, n, key),
+                _ => Self::wrong_slot(),
+            }?;
+            numbers("observations", &observations, n as usize * size)?;
+            Ok(observations)
+        })
+    }
+
+    /// One step of `n` episodes, whose observations are `size` numbers each.
+    pub fn act(&mut self, actions: &[f64], n: usize, size: usize) -> Called<Transition> {
+        self.call("step", true, |store, exports| {
+            let t = match exports {
+                Exports::Mdp(e) => e.espalier_plugin_mdp().call_step(store, actions),
+                _ => Self::wrong_slot(),
+            }?;
+            if t.terminated.len() != n || t.truncated.len() != n {
+                return misuse(format!(
+                    "returned {} and {} ends of {n} episodes",
+                    t.terminated.len(),
+                    t.truncated.len()
+                ));
+            }
+            let ended = t.terminated.iter().zip(&t.truncated);
+            let ended = ended.filter(|(a, b)| **a || **b).count();
+            numbers("rewards", &t.rewards, n)?;
+            numbers("observations", &t.observations, n * size)?;
+            numbers("last observations", &t.last_observations, ended * size)?;
+            Ok(t)
+        })
+    }
+}
+
+/// Refuses another number of numbers than expected, and any that is not finite.
+fn numbers(what: &str, list: &[f64], expected: usize) -> wasmtime::Result<()> {
+    if list.len() != expected {
+        return misuse(format!(
+            "returned {} numbers as {what}, expected {expected}",
+            list.len()
+        ));
+    }
+    match list.iter().find(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(wrong) => misuse(format!("returned {wrong} among its {what}")),
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::guest::misuse;
+use super::rollouts::Rollouts;
 use super::session::Session;
 use crate::data::{Dataset, Streams};
 use crate::events::Event;
@@ -132,6 +133,8 @@ pub struct RunState {
     pub streams_opened: u64,
     /// Grows with every change of a mask of the run's set.
     pub mask_changes: u64,
+    /// Prompts and responses, or a world to act in.
+    pub rollouts: Rollouts,
 }
 
 impl RunState {
@@ -154,6 +157,7 @@ impl RunState {
             mask_owners: BTreeMap::new(),
             streams_opened: 0,
             mask_changes: 0,
+            rollouts: Rollouts::default(),
         }
     }
 }
@@ -212,6 +216,10 @@ pub struct Shared {
     pub run: RefCell<RunState>,
     /// The trainer, which other plugins may ask for its objective and predictions. None while it is called.
     pub trainer: RefCell<Option<Session>>,
+    /// The environment, asked for the trainer and for measurements.
+    pub environment: RefCell<Option<Session>>,
+    /// The normaliser, asked for the trainer.
+    pub normalizer: RefCell<Option<Session>>,
     /// Said and reported by plugins in this call.
     pub events: RefCell<Vec<Event>>,
 }
@@ -222,6 +230,8 @@ impl Shared {
         Shared {
             run: RefCell::new(run),
             trainer: RefCell::new(None),
+            environment: RefCell::new(None),
+            normalizer: RefCell::new(None),
             events: RefCell::default(),
         }
     }

@@ -501,3 +501,5 @@ impl random_tensors::Host for Guest {
 // Interfaces of types only.
 impl super::bindings::trainer::espalier::plugin::options::Host for Guest {}
 impl super::bindings::trainer::espalier::plugin::run::Host for Guest {}
+impl super::bindings::trainer::espalier::plugin::rewards::Host for Guest {}
+impl super::bindings::trainer::espalier::plugin::control::Host for Guest {}

@@ -3,6 +3,7 @@
 //! A [`Model`] holds no numbers. Its parameters live in a [`ParameterSet`] under `LAYER.weight` and the
 //! like, so that one model runs with any set that has these names (a clone's, a snapshot's).
 
+pub mod generate;
 mod kinds;
 mod layer;
 
