@@ -42,7 +42,7 @@ use crate::host::bindings::trainer::espalier::plugin::options::Value;
 use crate::host::bindings::trainer::espalier::plugin::rewards::{Drift, RewardSpec, TaskSpec};
 use crate::host::bindings::trainer::espalier::plugin::run as wit;
 use crate::host::guest::{bytes as bytes_text, shown};
-use crate::host::rollouts::{EVALUATION, Environment, Rollouts, Tracked, unfit_tasks};
+use crate::host::rollouts::{EVALUATION, Environment, Rollouts, Sequence, Tracked, unfit_tasks};
 use crate::host::session::{Called, Death, MOST_SAVED, Session};
 use crate::host::state::{ModelId, RunState, RunTag, SetId, Shared, inner_tag};
 use crate::model::generate::Request;
@@ -1677,7 +1677,7 @@ fn actions_of(
 /// How far the policy has moved on the last responses to these prompts; what they are answered now is remembered.
 fn drifts(
     run: &mut RunState,
-    asked: Vec<(u64, Vec<u32>, Vec<u32>)>,
+    asked: Vec<(u64, Sequence)>,
 ) -> Result<Vec<Drift>, Box<dyn std::error::Error>> {
     let RunState {
         models,
@@ -1688,20 +1688,19 @@ fn drifts(
     let (Some(model), Some(set)) = (models.get(&ModelId::Main), sets.get_mut(&SetId::Main)) else {
         return Ok(Vec::new());
     };
-    let mut score =
-        |sequences: &[(Vec<u32>, Vec<u32>)]| -> Result<Vec<Vec<f64>>, Box<dyn std::error::Error>> {
-            if sequences.is_empty() {
-                return Ok(Vec::new());
-            }
-            let _none = espalier_tensor::autograd::no_grad();
-            let (logprobs, ..) = model.logprobs(set, sequences, false, crate::model::Mode::Eval)?;
-            let width = logprobs.shape()[1].max(1);
-            let all = logprobs.to_list()?;
-            let rows = all.chunks(width).zip(sequences);
-            Ok(rows
-                .map(|(row, (_, tokens))| row[..tokens.len()].to_vec())
-                .collect())
-        };
+    let mut score = |sequences: &[Sequence]| -> Result<Vec<Vec<f64>>, Box<dyn std::error::Error>> {
+        if sequences.is_empty() {
+            return Ok(Vec::new());
+        }
+        let _none = espalier_tensor::autograd::no_grad();
+        let (logprobs, ..) = model.logprobs(set, sequences, false, crate::model::Mode::Eval)?;
+        let width = logprobs.shape()[1].max(1);
+        let all = logprobs.to_list()?;
+        let rows = all.chunks(width).zip(sequences);
+        Ok(rows
+            .map(|(row, (_, tokens))| row[..tokens.len()].to_vec())
+            .collect())
+    };
     let before: Vec<(u64, &Tracked)> = asked
         .iter()
         .filter_map(|(prompt, ..)| Some((*prompt, rollouts.tracked.get(prompt)?)))
@@ -1725,12 +1724,9 @@ fn drifts(
             }
         })
         .collect();
-    let sequences: Vec<_> = asked
-        .iter()
-        .map(|(_, context, tokens)| (context.clone(), tokens.clone()))
-        .collect();
+    let sequences: Vec<Sequence> = asked.iter().map(|(_, sequence)| sequence.clone()).collect();
     let now = score(&sequences)?;
-    for ((prompt, context, tokens), logprobs) in asked.into_iter().zip(now) {
+    for ((prompt, (context, tokens)), logprobs) in asked.into_iter().zip(now) {
         let logprobs = logprobs.iter().map(|&x| (x as f32).to_bits()).collect();
         let answer = Tracked {
             context,

@@ -59,6 +59,9 @@ struct Stored {
     verdict: Option<Verdict>,
 }
 
+/// What the policy read and what it answered.
+pub type Sequence = (Vec<u32>, Vec<u32>);
+
 /// The last response to a prompt, for a normaliser that asks how far the policy has moved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tracked {
@@ -126,17 +129,18 @@ impl Rollouts {
 
     /// The newest response to each prompt that the normaliser was asked about in this step, in the order in which
     /// the prompts first came; none if it was not asked.
-    pub fn take_asked(&mut self) -> Option<Vec<(u64, Vec<u32>, Vec<u32>)>> {
+    pub fn take_asked(&mut self) -> Option<Vec<(u64, Sequence)>> {
         let asked = self.asked.take()?;
-        let mut newest: Vec<(u64, Vec<u32>, Vec<u32>)> = Vec::new();
+        let mut newest: Vec<(u64, Sequence)> = Vec::new();
+        let mut place: BTreeMap<u64, usize> = BTreeMap::new();
         for sample in asked.iter().filter_map(|id| self.samples.get(id)) {
-            let (context, tokens) = (sample.context.clone(), sample.tokens.clone());
-            match newest
-                .iter_mut()
-                .find(|(prompt, ..)| *prompt == sample.prompt)
-            {
-                Some(entry) => *entry = (sample.prompt, context, tokens),
-                None => newest.push((sample.prompt, context, tokens)),
+            let sequence = (sample.context.clone(), sample.tokens.clone());
+            match place.get(&sample.prompt) {
+                Some(&at) => newest[at].1 = sequence,
+                None => {
+                    place.insert(sample.prompt, newest.len());
+                    newest.push((sample.prompt, sequence));
+                }
             }
         }
         Some(newest)
@@ -229,7 +233,7 @@ pub fn unfit_tasks(spec: &TaskSpec, splits: &[(String, u64)]) -> Option<String> 
     let fine =
         |range: &Bounds| range.min.is_finite() && range.max.is_finite() && range.min <= range.max;
     let known = |tokens: &[u32]| tokens.iter().all(|&token| (token as usize) < words);
-    if words < 2 || words > 1 << 20 {
+    if !(2..=1 << 20).contains(&words) {
         Some(format!(
             "a vocabulary of {words} tokens, expected 2 to {}",
             1 << 20
