@@ -10,6 +10,7 @@ use crate::ops::rows::{one_float_type, signed};
 use crate::random::{self, Key};
 use crate::tensor::Tensor;
 
+pub use crate::ops::cache::{KeyValueCache, Query};
 pub use crate::ops::recurrent::{lstm, rnn};
 
 /// `x[.., in]` times the transpose of `w[out, in]`, plus `bias[out]`: [.., out].

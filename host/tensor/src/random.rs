@@ -161,6 +161,15 @@ pub fn uniform(key: &Key, shape: &[usize], dtype: DType) -> Result<Tensor> {
     }
 }
 
+/// Element `index` of the f64 sequence that [`uniform`] gives for `key`, by itself.
+pub fn uniform_at(key: &Key, index: u64) -> f64 {
+    let block = index / 2;
+    let counter = [block as u32, (block >> 32) as u32, key.high[0], key.high[1]];
+    let words = philox(counter, key.key);
+    let half = (index % 2) as usize * 2;
+    fraction(words[half], words[half + 1])
+}
+
 /// Standard normal numbers (mean 0, variance 1), a function of `key` alone.
 ///
 /// # Errors
@@ -393,6 +402,18 @@ mod tests {
         fill_normal_f32(&key, &mut a);
         fill_normal_f32(&key, &mut b);
         assert_eq!(a[..], b[..9001]);
+    }
+
+    #[test]
+    fn one_number_alone_is_that_of_the_sequence() {
+        let key = Key::new(&[3, 1]);
+        let all = uniform(&key, &[9000], DType::F64)
+            .unwrap()
+            .to_list()
+            .unwrap();
+        for index in [0, 1, 2, 3, 2047, 2048, 8999] {
+            assert_eq!(uniform_at(&key, index), all[index as usize]);
+        }
     }
 
     #[test]

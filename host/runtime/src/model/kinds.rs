@@ -136,6 +136,9 @@ const POOL: &[SettingInfo] = &[
     pair(may("padding", 0.0, Range::Count(0))),
 ];
 
+/// The kind that [`super::expand`] replaces by others.
+pub(super) const TRANSFORMER_BLOCK: &str = "transformer-block";
+
 /// Every kind, in the order in which docs/run-file.md lists them.
 pub const KINDS: &[KindInfo] = &[
     kind(
@@ -207,8 +210,12 @@ pub const KINDS: &[KindInfo] = &[
     ),
     kind(
         "embedding",
-        "looks up a row for each index (i64)",
-        &[must("entries", Range::Count(1)), FEATURES],
+        "looks up a row for each index (i64); entries 0 stands for the size of the vocabulary",
+        &[
+            may("entries", 0.0, Range::Count(0)),
+            FEATURES,
+            may("deviation", 1.0, Range::Positive),
+        ],
     ),
     kind(
         "position",
@@ -244,6 +251,22 @@ pub const KINDS: &[KindInfo] = &[
         "cosine-classifier",
         "scale times the cosine between [f] and each row of W",
         &[FEATURES, may("scale", 10.0, Range::Positive)],
+    ),
+    kind(
+        "tied-linear",
+        "y = x E' on the last axis, with the table E of the nearest embedding before it",
+        &[],
+    ),
+    kind(
+        TRANSFORMER_BLOCK,
+        "stands for eight layers: norm, attention, add, norm, linear, gelu, linear, add",
+        &[
+            FEATURES,
+            must("heads", Range::Count(1)),
+            may("feed-forward", 0.0, Range::Count(0)),
+            may("causal", 1.0, Range::Flag),
+            may("dropout", 0.0, Range::Fraction),
+        ],
     ),
 ];
 

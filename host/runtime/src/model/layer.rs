@@ -79,6 +79,67 @@ pub(super) enum Op {
     CosineClassifier {
         scale: f64,
     },
+    TiedLinear {
+        /// Name of the embedding's weight.
+        table: String,
+    },
+}
+
+/// What a layer does along the first axis of a sample, where that axis is time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AlongTime {
+    /// Each step by itself.
+    Alone,
+    /// Each step and those before it: by attention.
+    Attends,
+    /// Each step and those before it: by a recurrence.
+    Recurs,
+    /// Every step sees every other one; any number of steps will do.
+    All,
+    /// It needs as many steps as it was built for, or has no time.
+    Fixed,
+}
+
+impl Op {
+    /// What the layer does along time, given the shape of a sample of its input.
+    pub(super) fn along_time(&self, in_shape: &[usize]) -> AlongTime {
+        match self {
+            Op::Embedding => return AlongTime::Alone,
+            // Whole numbers that have not met their embedding yet.
+            Op::Identity if in_shape.len() == 1 => return AlongTime::Alone,
+            _ if in_shape.len() != 2 => return AlongTime::Fixed,
+            _ => {}
+        }
+        match self {
+            Op::Linear { .. }
+            | Op::LayerNorm { .. }
+            | Op::Relu
+            | Op::Tanh
+            | Op::Sigmoid
+            | Op::Gelu
+            | Op::Elu { .. }
+            | Op::Silu
+            | Op::Hardtanh { .. }
+            | Op::GroupSort { .. }
+            | Op::Dropout { .. }
+            | Op::Embedding
+            | Op::TiedLinear { .. }
+            | Op::Position { .. }
+            | Op::Add
+            | Op::Identity => AlongTime::Alone,
+            Op::Concat { axis } if *axis > 0 => AlongTime::Alone,
+            Op::Attention { causal: true, .. } => AlongTime::Attends,
+            Op::Attention { causal: false, .. } => AlongTime::All,
+            Op::Lstm | Op::Rnn => AlongTime::Recurs,
+            Op::Conv2d { .. }
+            | Op::BatchNorm { .. }
+            | Op::MaxPool { .. }
+            | Op::AveragePool { .. }
+            | Op::Flatten
+            | Op::Concat { .. }
+            | Op::CosineClassifier { .. } => AlongTime::Fixed,
+        }
+    }
 }
 
 /// How a parameter begins.
@@ -129,12 +190,22 @@ pub(super) struct Plan {
     pub parameters: Vec<Wanted>,
 }
 
-/// Applies the shape rule of a kind to the shapes and dtypes of its inputs. `Err` is the problem in words;
+/// The table of an embedding.
+pub(super) struct Table {
+    /// Name of the parameter.
+    pub name: String,
+    pub entries: usize,
+    pub features: usize,
+}
+
+/// Applies the shape rule of a kind to the shapes and dtypes of its inputs. `embedding` is the nearest
+/// one before the layer. `Err` is the problem in words;
 /// the caller adds layer, kind and input shape.
 pub(super) fn plan(
     kind: &'static str,
     settings: &Settings,
     inputs: &[(&[usize], DType)],
+    embedding: Option<Table>,
     dtype: DType,
 ) -> std::result::Result<Plan, String> {
     let (shape, input_dtype) = inputs[0];
@@ -278,13 +349,19 @@ pub(super) fn plan(
                     "its input has dtype {input_dtype}, expected i64 indices; store the field as whole numbers"
                 ));
             }
+            if settings.count("entries") == 0 {
+                return Err(
+                    "expected a vocabulary, which the run's environment would give, or `entries = N`"
+                        .into(),
+                );
+            }
             let table = vec![settings.count("entries"), settings.count("features")];
             let out_shape = [shape, &table[1..]].concat();
             let wanted = Wanted {
                 suffix: "weight",
                 kind: Kind::Embedding,
                 shape: table,
-                init: Init::Normal(1.0),
+                init: Init::Normal(settings.number("deviation")),
             };
             Ok(Plan {
                 op: Op::Embedding,
@@ -404,6 +481,31 @@ pub(super) fn plan(
                 out_dtype: dtype,
                 macs: macs(&[*width, features]),
                 parameters: vec![weight("weight", &[features, *width], fan_in(*width))],
+            })
+        }
+        "tied-linear" => {
+            let Some(table) = embedding else {
+                return Err(
+                    "there is no embedding before it whose table it could use; put one there, or use \"linear\""
+                        .into(),
+                );
+            };
+            let [before @ .., width] = shape else {
+                return Err(need_vector(shape));
+            };
+            if before.len() > 1 {
+                return Err(need_vector(shape));
+            }
+            if *width != table.features {
+                return Err(format!(
+                    "`{}` has {} features; bring the input to as many with a linear layer",
+                    table.name, table.features
+                ));
+            }
+            Ok(Plan {
+                out_shape: [before, &[table.entries]].concat(),
+                macs: macs(&[before.iter().product(), *width, table.entries]),
+                ..Plan::same(Op::TiedLinear { table: table.name }, shape, dtype)
             })
         }
         other => Err(format!("kind `{other}` is listed but not built")),
@@ -637,11 +739,15 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn parameter(&mut self, layer: &LayerInfo, suffix: &str) -> Result<Tensor> {
-        let name = format!("{}.{suffix}", layer.name);
-        match self.overrides.get(&name) {
+    pub fn parameter(&mut self, layer: &LayerInfo, suffix: &str) -> Result<Tensor> {
+        self.named(&format!("{}.{suffix}", layer.name))
+    }
+
+    /// A parameter by its full name, which another layer may own.
+    fn named(&mut self, name: &str) -> Result<Tensor> {
+        match self.overrides.get(name) {
             Some(tensor) => Ok(tensor.clone()),
-            None => Ok(self.parameters.value(&name)?),
+            None => Ok(self.parameters.value(name)?),
         }
     }
 }
@@ -728,8 +834,19 @@ pub(super) fn forward(
             }
         }
         Op::Embedding => ops::take(&pass.parameter(layer, "weight")?, x, 0),
-        Op::Position { fixed: Some(table) } => ops::add(x, table),
-        Op::Position { fixed: None } => ops::add(x, &pass.parameter(layer, "weight")?),
+        Op::Position { fixed } => {
+            let table = match fixed {
+                Some(table) => table.clone(),
+                None => pass.parameter(layer, "weight")?,
+            };
+            // A series may be shorter than the table.
+            if x.shape()[1] == table.shape()[0] {
+                ops::add(x, &table)
+            } else {
+                ops::slice(&table, 0, 0, x.shape()[1] as isize)
+                    .and_then(|table| ops::add(x, &table))
+            }
+        }
         Op::Attention { heads, causal } => return attention(layer, x, *heads, *causal, pass),
         Op::Lstm | Op::Rnn => {
             let w_ih = pass.parameter(layer, "weight-ih")?;
@@ -751,6 +868,7 @@ pub(super) fn forward(
             let cosine = unit_rows(x).and_then(|x| nn::linear(&x, &unit_rows(&w)?, None));
             cosine.and_then(|cosine| ops::multiply(&cosine, *scale))
         }
+        Op::TiedLinear { table } => nn::linear(x, &pass.named(table)?, None),
     };
     out.map_err(fail)
 }

@@ -3,6 +3,7 @@
 //! A [`Model`] holds no numbers. Its parameters live in a [`ParameterSet`] under `LAYER.weight` and the
 //! like, so that one model runs with any set that has these names (a clone's, a snapshot's).
 
+mod expand;
 pub mod generate;
 mod kinds;
 mod layer;
@@ -17,8 +18,9 @@ use sha2::{Digest, Sha256};
 use crate::diagnostic::nearest;
 use crate::parameters::{self, ParameterSet};
 use crate::plan::LayerPlan;
-use layer::{Op, Pass};
+use layer::{AlongTime, Op, Pass};
 
+pub use expand::expand;
 pub use kinds::{KINDS, KindInfo, Preset, Range, SettingInfo};
 
 /// Result of building or running a model.
@@ -85,6 +87,39 @@ pub enum Error {
     /// A call of `forward` does not fit the model.
     #[error("model.forward: {problem}")]
     Forward {
+        /// What was expected, what was found.
+        problem: String,
+    },
+    /// The model is none of token series.
+    #[error("the model cannot go through tokens one by one: {problem}")]
+    Series {
+        /// What is wrong and the mend.
+        problem: String,
+    },
+    /// What to sample is out of range.
+    #[error("sample: request {request}, `{field}`: {problem}")]
+    Request {
+        /// Index of the request, from 0.
+        request: usize,
+        /// Its field.
+        field: &'static str,
+        /// What was expected, what was found.
+        problem: String,
+    },
+    /// Nothing can be drawn from what the model gives.
+    #[error(
+        "sample: request {request}: the model gives no probabilities but NaN; its parameters have diverged, or \
+         logits are infinite"
+    )]
+    NotANumber {
+        /// Index of the request, from 0.
+        request: usize,
+    },
+    /// What to score is out of range.
+    #[error("score: sequence {sequence} {problem}")]
+    Score {
+        /// Its index, from 0.
+        sequence: usize,
         /// What was expected, what was found.
         problem: String,
     },
@@ -226,7 +261,8 @@ fn size_of_sample(shape: &[usize]) -> Option<usize> {
 impl Model {
     /// Checks the layers, infers every shape and creates the parameters, initialised as PyTorch does by
     /// default. A parameter's numbers depend on `key` and its own name alone, so that a layer more or less
-    /// does not change the others. A layer whose name is empty gets one from [`fill_names`].
+    /// does not change the others. A layer whose name is empty gets one from [`fill_names`], and
+    /// [`expand`] replaces layers that stand for several.
     ///
     /// # Errors
     /// Names the first layer that is wrong, its kind and input shape, what was expected, and the mend.
@@ -240,8 +276,7 @@ impl Model {
         if layers.is_empty() {
             return Err(Error::Empty);
         }
-        let mut plans = layers.to_vec();
-        fill_names(&mut plans);
+        let plans = expand(layers)?;
         for field in inputs {
             if size_of_sample(&field.shape).is_none() {
                 return Err(Error::Input {
@@ -311,7 +346,21 @@ impl Model {
             shape: shapes[0].0.to_vec(),
             problem,
         };
-        let built = layer::plan(kind.name, &settings, &shapes, self.dtype).map_err(wrong)?;
+        let embedding = self
+            .layers
+            .iter()
+            .rfind(|layer| matches!(layer.op, Op::Embedding))
+            .and_then(|layer| {
+                let name = layer.info.parameters.first()?.clone();
+                let stored = parameters.stored(&name).ok()?.shape();
+                Some(layer::Table {
+                    name,
+                    entries: stored[0],
+                    features: stored[1],
+                })
+            });
+        let built =
+            layer::plan(kind.name, &settings, &shapes, embedding, self.dtype).map_err(wrong)?;
         let sizes = built
             .parameters
             .iter()
@@ -473,7 +522,9 @@ impl Model {
     ///
     /// `inputs` holds fields of the batch and, for a range that begins later, outputs of earlier layers under
     /// their names; the name `input` stands for whatever the first layer of the range reads, if that is one
-    /// thing. Names that no layer of the range reads are ignored. Every tensor is [samples, ...].
+    /// thing. Names that no layer of the range reads are ignored. Every tensor is [samples, ...]. A series may
+    /// be shorter than the model was built for where no layer of the range minds (`flatten` and convolutions
+    /// do); then all are, by as much.
     /// `overrides` replaces parameters by tensors of the same shape, tracked or not.
     /// `want` asks for more: `LAYER` is that layer's output, `LAYER/mean` and `LAYER/var` the statistics
     /// that a batch-norm used (biased variance of the batch in training, the running ones else), and
@@ -513,6 +564,7 @@ impl Model {
         } else {
             None
         };
+        let mut lengths = Vec::new();
         let mut outputs: Vec<Option<Tensor>> = vec![None; to - from];
         let mut extra: BTreeMap<String, Tensor> = BTreeMap::new();
         for (at, layer) in self.layers[from..to]
@@ -528,7 +580,11 @@ impl Model {
                 };
                 read.push(match computed {
                     Some(tensor) => tensor,
-                    None => self.given(inputs, input, entry, layer)?,
+                    None => {
+                        let found = self.given(inputs, input, entry, layer)?;
+                        self.check_steps(&found, input, layer, from..to, &mut lengths)?;
+                        found
+                    }
                 });
             }
             let asked = wanted.remove(&at).unwrap_or_default();
@@ -669,7 +725,14 @@ impl Model {
             ));
         };
         let (expected, dtype) = self.source(input);
-        if tensor.shape().get(1..) != Some(expected) || tensor.dtype() != dtype {
+        // How many steps a series has is checked once all layers of the range are known.
+        let fits = match (tensor.shape(), expected) {
+            ([_, steps, rest @ ..], [most, sizes @ ..]) => {
+                rest == sizes && (steps == most || (1..*most).contains(steps))
+            }
+            (shape, expected) => shape.get(1..) == Some(expected),
+        };
+        if !fits || tensor.dtype() != dtype {
             let sizes: String = expected.iter().map(|size| format!(", {size}")).collect();
             return refuse(format!(
                 "layer `{reader}` reads `{name}`: found {} {:?}, expected {dtype} [samples{sizes}]",
@@ -678,6 +741,55 @@ impl Model {
             ));
         }
         Ok(tensor.clone())
+    }
+
+    /// Refuses a series that is shorter than the model was built for, unless every layer of the range
+    /// takes it and every other series is as long. `lengths` remembers what was given before.
+    fn check_steps(
+        &self,
+        tensor: &Tensor,
+        input: &Input,
+        reader: &Layer,
+        range: std::ops::Range<usize>,
+        lengths: &mut Vec<(usize, String)>,
+    ) -> Result<()> {
+        let (expected, dtype) = self.source(input);
+        let (Some(&most), Some(&found)) = (expected.first(), tensor.shape().get(1)) else {
+            return Ok(());
+        };
+        let name = self.source_name(input);
+        let series = expected.len() == 2 || dtype == DType::I64;
+        let minds = self.layers[range].iter().find(|layer| {
+            layer.op.along_time(&layer.info.in_shape) == AlongTime::Fixed
+                || layer.info.in_shape.first() != Some(&most)
+        });
+        match minds {
+            Some(minds) if found != most => {
+                let sizes: String = expected.iter().map(|size| format!(", {size}")).collect();
+                let why = if series {
+                    format!(
+                        "; layer `{}` ({}) takes no other length",
+                        minds.info.name, minds.info.kind
+                    )
+                } else {
+                    String::new()
+                };
+                return refuse(format!(
+                    "layer `{}` reads `{name}`: found {dtype} {:?}, expected {dtype} [samples{sizes}]{why}",
+                    reader.info.name,
+                    tensor.shape(),
+                ));
+            }
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        if let Some((before, other)) = lengths.iter().find(|(before, _)| *before != found) {
+            return refuse(format!(
+                "`{other}` has {before} steps and `{name}` has {found}; expected as many in both"
+            ));
+        }
+        lengths.push((found, name.to_owned()));
+        Ok(())
     }
 }
 
