@@ -1259,3 +1259,279 @@ fn wrong_models_are_refused_with_layer_kind_shape_and_mend() {
          inputs = [\"...\"], one of pixels"
     );
 }
+
+fn tokens(values: &[i64], shape: &[usize]) -> Tensor {
+    Tensor::from_vec(values.to_vec(), shape).unwrap()
+}
+
+fn build_for_tokens(layers: &[LayerPlan], steps: usize) -> (Model, ParameterSet) {
+    let mut set = ParameterSet::new();
+    let field = FieldShape {
+        dtype: DType::I64,
+        ..field(&[steps])
+    };
+    let model = Model::build(layers, &[field], &[7], &mut set).unwrap();
+    (model, set)
+}
+
+fn run_with(
+    model: &Model,
+    set: &mut ParameterSet,
+    x: &Tensor,
+    overrides: &BTreeMap<String, Tensor>,
+) -> Result<Tensor> {
+    let inputs = [("inputs".to_owned(), x.clone())];
+    let all = model.len();
+    let out = model.forward(set, 0, all, &inputs, Mode::Eval, overrides, &[], &[1]);
+    out.map(|forward| forward.output)
+}
+
+#[test]
+fn a_tied_head_multiplies_by_the_embedding() {
+    let embedding = layer(
+        "embedding",
+        &[("entries", &[3.0]), ("features", &[2.0])],
+        &[],
+    );
+    let layers = [embedding, layer("tied-linear", &[], &[])];
+    let (model, mut set) = build_for_tokens(&layers, 2);
+    assert_eq!(set.names(), ["embedding1.weight"]);
+    assert_eq!(model.infos()[1].out_shape, [2, 3]);
+    assert_eq!(model.macs(0, 2), 2 * 2 * 3);
+    let table = [1.0, 2.0, -1.0, 0.5, 3.0, -2.0];
+    set.assign("embedding1.weight", &tensor(&table, &[3, 2]))
+        .unwrap();
+    let x = tokens(&[0, 2], &[1, 2]);
+    let none = BTreeMap::new();
+    let out = run_with(&model, &mut set, &x, &none).unwrap();
+    // Row 0 with each row, then row 2 with each row.
+    close(&out, &[5.0, 0.0, -1.0, -1.0, -4.0, 13.0], 1e-6);
+    // What replaces the table replaces both of its uses.
+    let other: Vec<f32> = table.iter().map(|x| 2.0 * x).collect();
+    let other = BTreeMap::from([("embedding1.weight".to_owned(), tensor(&other, &[3, 2]))]);
+    let out = run_with(&model, &mut set, &x, &other).unwrap();
+    close(&out, &[20.0, 0.0, -4.0, -4.0, -16.0, 52.0], 1e-5);
+}
+
+#[test]
+fn the_embedding_learns_from_both_of_its_uses() {
+    let sizes: [(&str, &[f64]); 2] = [("entries", &[5.0]), ("features", &[4.0])];
+    let head = layer(
+        "linear head",
+        &[("features", &[5.0]), ("bias", &[0.0])],
+        &[],
+    );
+    let body = |last: LayerPlan| {
+        let inner = layer("linear body", &[("features", &[4.0])], &[]);
+        [
+            layer("embedding e", &sizes, &[]),
+            inner,
+            layer("tanh", &[], &[]),
+            last,
+        ]
+    };
+    let (tied, mut set) = build_for_tokens(&body(layer("tied-linear", &[], &[])), 3);
+    let (apart, mut other) = build_for_tokens(&body(head), 3);
+    for name in ["e.weight", "body.weight", "body.bias"] {
+        let value = set.stored(name).unwrap().clone();
+        other.assign(name, &value).unwrap();
+    }
+    let table = set.stored("e.weight").unwrap().clone();
+    other.assign("head.weight", &table).unwrap();
+    let x = tokens(&[0, 1, 4, 4, 2, 1], &[2, 3]);
+    let none = BTreeMap::new();
+    let gradients = |model: &Model, set: &mut ParameterSet, names: &[&str]| -> Vec<Tensor> {
+        let out = run_with(model, set, &x, &none).unwrap();
+        let loss = ops::sum(&ops::multiply(&out, &ramp(&[2, 3, 5])).unwrap(), &[], false).unwrap();
+        let leaves: Vec<Tensor> = names.iter().map(|name| set.value(name).unwrap()).collect();
+        let leaves: Vec<&Tensor> = leaves.iter().collect();
+        autograd::grad(&[&loss], &[None], &leaves, false, false).unwrap()
+    };
+    let both = gradients(&tied, &mut set, &["e.weight"]);
+    let parts = gradients(&apart, &mut other, &["e.weight", "head.weight"]);
+    assert!(floats(&parts[0]).iter().any(|x| x.abs() > 1e-2));
+    assert!(floats(&parts[1]).iter().any(|x| x.abs() > 1e-2));
+    let sum = ops::add(&parts[0], &parts[1]).unwrap();
+    close(&both[0], &floats(&sum), 1e-5);
+}
+
+#[test]
+fn an_embedding_without_a_size_is_refused_unless_there_is_a_vocabulary() {
+    let field = FieldShape {
+        dtype: DType::I64,
+        ..field(&[4])
+    };
+    let refused = |layers: &[LayerPlan]| {
+        Model::build(
+            layers,
+            std::slice::from_ref(&field),
+            &[7],
+            &mut ParameterSet::new(),
+        )
+        .unwrap_err()
+        .to_string()
+    };
+    assert_eq!(
+        refused(&[layer("embedding", &[("features", &[4.0])], &[])]),
+        "layer `embedding1` (embedding): its input has shape [4] a sample; expected a vocabulary, which the \
+         run's environment would give, or `entries = N`"
+    );
+    assert_eq!(
+        refusal(&[layer("tied-linear", &[], &[])], &[4]),
+        "layer `tied-linear1` (tied-linear): its input has shape [4] a sample; there is no embedding before it \
+         whose table it could use; put one there, or use \"linear\""
+    );
+    let sizes: [(&str, &[f64]); 2] = [("entries", &[5.0]), ("features", &[4.0])];
+    assert_eq!(
+        refused(&[
+            layer("embedding", &sizes, &[]),
+            layer("linear", &[("features", &[3.0])], &[]),
+            layer("tied-linear", &[], &[]),
+        ]),
+        "layer `tied-linear1` (tied-linear): its input has shape [4, 3] a sample; `embedding1.weight` has 4 \
+         features; bring the input to as many with a linear layer"
+    );
+}
+
+#[test]
+fn a_transformer_block_stands_for_its_layers() {
+    let block = layer(
+        "transformer-block b",
+        &[("features", &[4.0]), ("heads", &[2.0]), ("dropout", &[0.1])],
+        &[],
+    );
+    let before = layer("linear stem", &[("features", &[4.0])], &[]);
+    let after = layer("add", &[], &["stem", "b"]);
+    let expanded = expand(&[before.clone(), block.clone(), after.clone()]).unwrap();
+    let names: Vec<(&str, &str)> = expanded
+        .iter()
+        .map(|plan| (plan.name.as_str(), plan.kind.as_str()))
+        .collect();
+    let expected = [
+        ("stem", "linear"),
+        ("b-norm1", "layer-norm"),
+        ("b-attention", "attention"),
+        ("b-dropout1", "dropout"),
+        ("b-add", "add"),
+        ("b-norm2", "layer-norm"),
+        ("b-linear1", "linear"),
+        ("b-gelu", "gelu"),
+        ("b-linear2", "linear"),
+        ("b-dropout2", "dropout"),
+        ("b", "add"),
+        ("add1", "add"),
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(expand(&expanded).unwrap(), expanded);
+    let (model, mut set) = build(&[before.clone(), block.clone(), after.clone()], &[3, 2]);
+    assert_eq!(set.stored("b-linear1.weight").unwrap().shape(), [16, 4]);
+    let infos = model.infos();
+    assert_eq!(infos[4].inputs, [Input::Layer(0), Input::Layer(3)]);
+    assert_eq!(infos[10].inputs, [Input::Layer(4), Input::Layer(9)]);
+    assert_eq!(infos[11].inputs, [Input::Layer(0), Input::Layer(10)]);
+    // It is causal: what comes later changes nothing before.
+    let x = ramp(&[1, 3, 2]);
+    let mut other = floats(&x);
+    other[4] += 1.0;
+    let out = run(&model, &mut set, &x, Mode::Eval);
+    let moved = run(&model, &mut set, &tensor(&other, &[1, 3, 2]), Mode::Eval);
+    assert_eq!(floats(&out)[..8], floats(&moved)[..8]);
+    assert_ne!(floats(&out)[8..], floats(&moved)[8..]);
+    // A block may be the first layer, and settings reach its layers.
+    let first = layer(
+        "transformer-block",
+        &[
+            ("features", &[2.0]),
+            ("heads", &[1.0]),
+            ("feed-forward", &[5.0]),
+            ("causal", &[0.0]),
+        ],
+        &[],
+    );
+    let (_, set) = build(&[first], &[3, 2]);
+    let shape = set
+        .stored("transformer-block1-linear1.weight")
+        .unwrap()
+        .shape();
+    assert_eq!(shape, [5, 2]);
+
+    let clash = layer("relu b-gelu", &[], &[]);
+    assert_eq!(
+        refusal(&[before.clone(), block.clone(), clash], &[3, 2]),
+        "layer `b-gelu`: `b` stands for several layers and calls one of them so; choose another name"
+    );
+    let mut two = block.clone();
+    two.inputs = vec!["stem".into(), "inputs".into()];
+    assert_eq!(
+        refusal(&[before, two], &[3, 2]),
+        "layer `b`: a transformer-block reads one thing, found stem, inputs; join them with add or concat"
+    );
+    assert_eq!(
+        refusal(&[block], &[3, 6]),
+        "layer `b` (add): its input has shape [3, 6] a sample; its inputs have shapes [3, 6] and [3, 4]; expected \
+         one shape; bring them to one with a linear or conv2d layer (kernel 1) on the shorter path"
+    );
+}
+
+#[test]
+fn a_shorter_series_is_the_beginning_of_a_longer_one() {
+    let sizes: [(&str, &[f64]); 2] = [("entries", &[5.0]), ("features", &[4.0])];
+    let sines: [(&str, &[f64]); 1] = [("learned", &[0.0])];
+    let block: [(&str, &[f64]); 2] = [("features", &[4.0]), ("heads", &[2.0])];
+    let layers = [
+        layer("embedding", &sizes, &[]),
+        layer("position", &[], &[]),
+        layer("position", &sines, &[]),
+        layer("transformer-block", &block, &[]),
+        layer("lstm", &[("features", &[4.0])], &[]),
+        layer(
+            "concat",
+            &[("axis", &[1.0])],
+            &["lstm1", "transformer-block1"],
+        ),
+        layer("dropout", &[], &[]),
+        layer("linear", &[("features", &[4.0])], &[]),
+        layer("tied-linear", &[], &[]),
+    ];
+    let (model, mut set) = build_for_tokens(&layers, 6);
+    let none = BTreeMap::new();
+    let long = tokens(&[0, 1, 2, 3, 4, 0, 4, 3, 2, 1, 0, 2], &[2, 6]);
+    let whole = run_with(&model, &mut set, &long, &none).unwrap();
+    for steps in 1..6 {
+        let short = ops::slice(&long, 1, 0, steps).unwrap();
+        let out = run_with(&model, &mut set, &short, &none).unwrap();
+        let expected = ops::slice(&whole, 1, 0, steps).unwrap();
+        close(&out, &floats(&expected.contiguous().unwrap()), 1e-6);
+    }
+    let error = run_with(&model, &mut set, &tokens(&[0; 7], &[1, 7]), &none).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "model.forward: layer `embedding1` reads `inputs`: found i64 [1, 7], expected i64 [samples, 6]"
+    );
+    let error = run_with(&model, &mut set, &tokens(&[], &[1, 0]), &none).unwrap_err();
+    assert!(error.to_string().contains("found i64 [1, 0]"), "{error}");
+    // Two series of a range are as long as each other.
+    let at = model
+        .infos()
+        .iter()
+        .position(|info| info.kind == "concat")
+        .unwrap();
+    let inputs = [("lstm1", [1, 3, 4]), ("transformer-block1", [1, 2, 4])]
+        .map(|(name, shape)| (name.to_owned(), ramp(&shape)));
+    let error = model
+        .forward(&mut set, at, at + 1, &inputs, Mode::Eval, &none, &[], &[])
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "model.forward: `lstm1` has 3 steps and `transformer-block1` has 2; expected as many in both"
+    );
+
+    let layers = [layer("embedding", &sizes, &[]), layer("flatten", &[], &[])];
+    let (model, mut set) = build_for_tokens(&layers, 6);
+    let error = run_with(&model, &mut set, &tokens(&[0; 5], &[1, 5]), &none).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "model.forward: layer `embedding1` reads `inputs`: found i64 [1, 5], expected i64 [samples, 6]; layer \
+         `flatten1` (flatten) takes no other length"
+    );
+}

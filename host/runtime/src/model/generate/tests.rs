@@ -537,3 +537,67 @@ fn the_gradient_of_scores_is_that_of_finite_differences() {
         set.assign(&name, &value).unwrap();
     }
 }
+
+/// Not a check but a measurement: `cargo test --release -p espalier-runtime --lib speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_generation_and_scores() {
+    let block = layer("transformer-block", &[("features", 64.0), ("heads", 4.0)]);
+    let (model, mut set) = build(
+        &[
+            layer(
+                "embedding",
+                &[("entries", 20.0), ("features", 64.0), ("deviation", 0.1)],
+            ),
+            layer("position", &[]),
+            block.clone(),
+            block,
+            layer("layer-norm", &[]),
+            layer("tied-linear", &[]),
+        ],
+        16,
+    );
+    let requests: Vec<Request> = (0..32)
+        .map(|i| request(&[1, i % 10, 12, 3, i % 7, 13], 8, 8))
+        .collect();
+    for threads in [1, 2] {
+        let pool = Pool::new(threads).unwrap();
+        let best = |work: &mut (dyn FnMut() + Send)| {
+            (0..40)
+                .map(|_| {
+                    let start = std::time::Instant::now();
+                    pool.install(&mut *work);
+                    start.elapsed().as_secs_f64() * 1e3
+                })
+                .fold(f64::MAX, f64::min)
+        };
+        let mut responses = Vec::new();
+        let sampling = best(&mut || {
+            responses = model.generate(&mut set, &requests, 14).unwrap();
+        });
+        let tokens: usize = responses.iter().map(|r| r.tokens.len()).sum();
+        let sequences: Vec<(Vec<u32>, Vec<u32>)> = responses
+            .iter()
+            .map(|r| (requests[r.request].context.clone(), r.tokens.clone()))
+            .collect();
+        let scoring = best(&mut || {
+            model
+                .logprobs(&mut set, &sequences, true, Mode::Eval)
+                .unwrap();
+        });
+        let greedy: Vec<Request> = (0..256)
+            .map(|i| Request {
+                temperature: 0.0,
+                ..request(&[1, i % 10, 12, 3, i % 7, 13], 1, 8)
+            })
+            .collect();
+        let single = best(&mut || {
+            model.generate(&mut set, &greedy, 14).unwrap();
+        });
+        eprintln!(
+            "{threads} threads: {tokens} tokens in {sampling:.2} ms ({:.0} tokens/s); 256 prompts greedy \
+             {single:.2} ms; scores {scoring:.2} ms",
+            tokens as f64 / sampling * 1e3
+        );
+    }
+}
