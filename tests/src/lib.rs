@@ -1,7 +1,9 @@
 //! What the end-to-end tests share: the built `espalier` command and the workspace's folders.
 
 pub mod bench;
+pub mod draw;
 pub mod lab;
+pub mod normalizer;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

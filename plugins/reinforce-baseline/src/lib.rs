@@ -46,7 +46,9 @@ impl Normalizer for ReinforceBaseline {
         };
         let mut values: Vec<f64> = batch.iter().map(|rollout| rollout.reward).collect();
         for places in compared {
-            let center = mean(places.iter().map(|&i| batch[i].reward));
+            // From one of them, so that equal rewards give exactly 0.
+            let first = places.first().map_or(0.0, |&i| batch[i].reward);
+            let center = first + mean(places.iter().map(|&i| batch[i].reward - first));
             for i in places {
                 values[i] -= center;
             }
