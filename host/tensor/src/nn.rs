@@ -5,7 +5,7 @@ use crate::autograd::record;
 use crate::dtype::{DType, with_float};
 use crate::error::{Error, Result};
 use crate::ops;
-use crate::ops::matmul::times_transposed;
+use crate::ops::matmul::{rows_times, times_transposed};
 use crate::ops::rows::{one_float_type, signed};
 use crate::random::{self, Key};
 use crate::tensor::Tensor;
@@ -97,6 +97,41 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         }
         Ok(gradients)
     }))
+}
+
+/// `x[n, in]` times `w[in, out]`, plus `bias[out]`: [n, out]. Records no graph.
+///
+/// Up to 512 inputs and from two rows on, a row of the result has the same bits whatever rows stand beside it,
+/// which [`linear`] with its weight the other way round does not promise.
+///
+/// # Errors
+/// As [`linear`].
+pub fn project(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    const OP: &str = "project";
+    let mut operands = vec![x, w];
+    operands.extend(bias);
+    one_float_type(OP, &operands)?;
+    let fits = match (x.shape(), w.shape()) {
+        (&[_, inputs], &[w_inputs, outputs]) => {
+            inputs == w_inputs && bias.is_none_or(|b| b.shape() == [outputs])
+        }
+        _ => false,
+    };
+    if !fits {
+        let shapes: Vec<&[usize]> = operands.iter().map(|t| t.shape()).collect();
+        let expected = "needs an input [n, in], a weight [in, out] and a bias [out]";
+        return Err(Error::shape(OP, expected, &shapes));
+    }
+    let (inputs, outputs) = (w.shape()[0], w.shape()[1]);
+    with_float!(OP, x.dtype(), T => {
+        let (xd, wd) = (x.dense(OP)?, w.dense(OP)?);
+        let bias = bias.map(|b| b.dense(OP)).transpose()?;
+        let (xd, wd) = (xd.data::<T>()?, wd.data::<T>()?);
+        let bias = bias.as_ref().map(|b| b.data::<T>()).transpose()?;
+        Tensor::build::<T>(OP, &[x.shape()[0], outputs], |y| {
+            rows_times(xd, wd, [outputs, 1], bias, [inputs, outputs], y);
+        })
+    })
 }
 
 /// [`crate::ops::conv2d`] plus `bias[o]` per output channel, without a pass of its own.

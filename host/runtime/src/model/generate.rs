@@ -5,9 +5,10 @@
 //! positions are kept and each new token costs one position; with a recurrence the series is computed
 //! again for each token.
 //!
-//! What a response is depends on its request, its number and the parameters. Which other requests are
-//! answered beside it never decides a random number; it may decide the last bits of the log-probabilities,
-//! because a matrix product of one row is summed in another order than one of several.
+//! What a response is depends on its request, its number and the parameters: not on the threads, and not on
+//! which other requests are answered beside it. With keys and values kept and layers of at most 512 inputs
+//! that holds to the last bit of the log-probabilities; else the last bits may differ, and a draw whose
+//! random number falls between them, because products of other sizes are summed in another order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -462,6 +463,7 @@ impl Model {
             slots: 0,
             own: 0,
             places: (0..live.len()).collect(),
+            turned: BTreeMap::new(),
         };
         let first = decoder.read_prefixes(parameters, live.len(), room)?;
         // Every prefix's rows of `first`: one for each forced token, then the one to draw from.
@@ -683,6 +685,8 @@ struct Decoder<'a> {
     own: usize,
     /// Which row's slots each row still going on has.
     places: Vec<usize>,
+    /// Weights [out, in] of products as [in, out], by name.
+    turned: BTreeMap<String, Tensor>,
 }
 
 impl Decoder<'_> {
@@ -743,7 +747,7 @@ impl Decoder<'_> {
                 });
             }
         }
-        self.packed(parameters, tokens, positions, &queries, Some(wanted))
+        self.packed(parameters, tokens, positions, queries, Some(wanted))
     }
 
     /// The last token of each row goes in; log-probabilities of the next come out. `kept` are the rows'
@@ -793,7 +797,7 @@ impl Decoder<'_> {
                 sees: [start..start + length, mine..mine + own],
             });
         }
-        self.packed(parameters, tokens, positions, &queries, None)
+        self.packed(parameters, tokens, positions, queries, None)
     }
 
     /// Only rows that were at `kept` go on, and each has a slot for its `own`th token. When slots run out,
@@ -823,15 +827,27 @@ impl Decoder<'_> {
     }
 
     /// Runs single positions, each a series of one step, through the layers: token, place in its series,
-    /// and what it sees. `wanted` names those whose log-probabilities are asked for, all by default.
+    /// and what it sees. `wanted` names those whose log-probabilities are asked for, all by default. A row
+    /// alone goes through twice, and so may stand twice in the result: a product with one row is summed in
+    /// another order than one with several, and a response shall not depend on its company.
     fn packed(
         &mut self,
         parameters: &mut ParameterSet,
-        tokens: Vec<i64>,
-        positions: Vec<i64>,
-        queries: &[Query],
-        wanted: Option<Vec<i64>>,
+        mut tokens: Vec<i64>,
+        mut positions: Vec<i64>,
+        mut queries: Vec<Query>,
+        mut wanted: Option<Vec<i64>>,
     ) -> Result<Logs> {
+        if let ([token], [position], [query]) = (&tokens[..], &positions[..], &queries[..]) {
+            (tokens, positions) = (vec![*token; 2], vec![*position; 2]);
+            queries = vec![query.clone(); 2];
+            wanted = None;
+        }
+        if let Some(wanted) = &mut wanted
+            && let [one] = wanted[..]
+        {
+            wanted.push(one);
+        }
         let model = self.model;
         let count = tokens.len();
         let overrides = BTreeMap::new();
@@ -846,7 +862,7 @@ impl Decoder<'_> {
             .rposition(attends)
             .map_or(0, |at| at + 1);
         let wanted = match wanted {
-            Some(wanted) if wanted.len() < count => {
+            Some(wanted) if wanted.len() < count || wanted[0] == wanted[1] => {
                 let len = wanted.len();
                 Some(model.engine(Tensor::from_vec(wanted, &[len]))?)
             }
@@ -897,25 +913,29 @@ impl Decoder<'_> {
                     };
                     place(&table).map_err(&fail)?
                 }
+                Op::Linear { bias } => {
+                    let bias = if *bias { Some("bias") } else { None };
+                    let weight = format!("{}.weight", layer.info.name);
+                    self.product(&mut pass, at, &weight, bias, &read[0])?
+                }
+                Op::TiedLinear { table } => self.product(&mut pass, at, table, None, &read[0])?,
                 Op::Attention { heads, .. } => {
-                    let in_w = pass.parameter(&layer.info, "in-weight")?;
-                    let in_b = pass.parameter(&layer.info, "in-bias")?;
-                    let out_w = pass.parameter(&layer.info, "out-weight")?;
-                    let out_b = pass.parameter(&layer.info, "out-bias")?;
+                    let name = |suffix: &str| format!("{}.{suffix}", layer.info.name);
+                    let projected =
+                        self.product(&mut pass, at, &name("in-weight"), Some("in-bias"), &read[0])?;
                     let Some(cache) = &mut self.caches[at] else {
                         return Err(Error::Series {
                             problem: format!("layer `{}` has no cache", layer.info.name),
                         });
                     };
                     let mut attend = || {
-                        let (rows, features) = (read[0].shape()[0], read[0].shape()[2]);
-                        let x = ops::reshape(&read[0], &[rows as i64, features as i64])?;
-                        let projected = nn::linear(&x, &in_w, Some(&in_b))?;
-                        let mixed = cache.attend(&projected, *heads, queries)?;
-                        let out = nn::linear(&mixed, &out_w, Some(&out_b))?;
-                        ops::reshape(&out, &[rows as i64, 1, features as i64])
+                        let (rows, size) = (projected.shape()[0], projected.shape()[2]);
+                        let flat = ops::reshape(&projected, &[rows as i64, size as i64])?;
+                        let mixed = cache.attend(&flat, *heads, &queries)?;
+                        ops::reshape(&mixed, &[rows as i64, 1, (size / 3) as i64])
                     };
-                    attend().map_err(&fail)?
+                    let mixed = attend().map_err(&fail)?;
+                    self.product(&mut pass, at, &name("out-weight"), Some("out-bias"), &mixed)?
                 }
                 op => layer::forward(op, &layer.info, &read, &mut pass)?,
             };
@@ -928,12 +948,46 @@ impl Decoder<'_> {
                 }
             }
         }
-        match outputs.pop().flatten() {
-            Some(logits) => self.logs(&logits),
-            None => Err(Error::Series {
+        let all = model.layers.len();
+        match (outputs.pop().flatten(), wanted) {
+            (Some(logits), Some(wanted)) if narrow_at == all => {
+                self.logs(&model.engine(ops::take(&logits, &wanted, 0))?)
+            }
+            (Some(logits), _) => self.logs(&logits),
+            (None, _) => Err(Error::Series {
                 problem: "its last layer gave nothing".into(),
             }),
         }
+    }
+
+    /// x W' + b of layer `at` for x [rows, 1, in]; the bias is the layer's own.
+    fn product(
+        &mut self,
+        pass: &mut Pass,
+        at: usize,
+        weight: &str,
+        bias: Option<&str>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        let fail = self.model.engine_at(at);
+        let bias = match bias {
+            Some(suffix) => Some(pass.parameter(&self.model.layers[at].info, suffix)?),
+            None => None,
+        };
+        if !self.turned.contains_key(weight) {
+            let stored = pass.named(weight)?;
+            let turned = ops::permute_dims(&stored, &[1, 0]).and_then(|turned| turned.contiguous());
+            self.turned
+                .insert(weight.to_owned(), turned.map_err(&fail)?);
+        }
+        let weight = &self.turned[weight];
+        let compute = || {
+            let rows = x.shape()[0] as i64;
+            let flat = ops::reshape(x, &[rows, weight.shape()[0] as i64])?;
+            let out = nn::project(&flat, weight, bias.as_ref())?;
+            ops::reshape(&out, &[rows, 1, weight.shape()[1] as i64])
+        };
+        compute().map_err(&fail)
     }
 
     /// Runs whole series, padded at their ends; log-probabilities at the given positions of each.

@@ -744,7 +744,7 @@ impl Pass<'_> {
     }
 
     /// A parameter by its full name, which another layer may own.
-    fn named(&mut self, name: &str) -> Result<Tensor> {
+    pub fn named(&mut self, name: &str) -> Result<Tensor> {
         match self.overrides.get(name) {
             Some(tensor) => Ok(tensor.clone()),
             None => Ok(self.parameters.value(name)?),

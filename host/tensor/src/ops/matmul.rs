@@ -135,6 +135,19 @@ pub(crate) fn times_transposed<E: Element>(
     [inputs, outputs]: [usize; 2],
     y: &mut [E],
 ) {
+    rows_times(x, w, [1, inputs], bias, [inputs, outputs], y);
+}
+
+/// y = x w + bias on dense rows: x [m, inputs], w [inputs, outputs] by its strides, bias [outputs],
+/// y [m, outputs].
+pub(crate) fn rows_times<E: Element>(
+    x: &[E],
+    w: &[E],
+    [row, column]: [usize; 2],
+    bias: Option<&[E]>,
+    [inputs, outputs]: [usize; 2],
+    y: &mut [E],
+) {
     if y.is_empty() {
         return;
     }
@@ -149,7 +162,7 @@ pub(crate) fn times_transposed<E: Element>(
     };
     let right = Factor {
         source: w,
-        at: &|_| matrix(1, inputs),
+        at: &|_| matrix(row, column),
     };
     tiles(
         [y.len() / outputs, inputs, outputs],
