@@ -97,7 +97,7 @@ pub enum Error {
         problem: String,
     },
     /// What to sample is out of range.
-    #[error("sample: request {request}, `{field}`: {problem}")]
+    #[error("generate: request {request}, `{field}`: {problem}")]
     Request {
         /// Index of the request, from 0.
         request: usize,
@@ -108,7 +108,7 @@ pub enum Error {
     },
     /// Nothing can be drawn from what the model gives.
     #[error(
-        "sample: request {request}: the model gives no probabilities but NaN; its parameters have diverged, or \
+        "generate: request {request}: the model gives no probabilities but NaN; its parameters have diverged, or \
          logits are infinite"
     )]
     NotANumber {

@@ -395,11 +395,11 @@ fn requests_out_of_range_are_refused_in_words() {
     };
     assert_eq!(
         refused(&|r| r.context.clear()),
-        "sample: request 1, `context`: is empty; expected at least one token"
+        "generate: request 1, `context`: is empty; expected at least one token"
     );
     assert_eq!(
         refused(&|r| r.context[1] = 11),
-        "sample: request 1, `context`: holds token 11; the vocabulary has 11, counted from 0"
+        "generate: request 1, `context`: holds token 11; the vocabulary has 11, counted from 0"
     );
     assert!(refused(&|r| r.forced = vec![99]).contains("`forced`: holds token 99"));
     assert!(refused(&|r| r.context = vec![1; 9]).contains("has 9 tokens"));
@@ -559,6 +559,100 @@ fn the_gradient_of_scores_is_that_of_finite_differences() {
         let value = Tensor::from_f64s(&start, leaf.shape(), DType::F32).unwrap();
         set.assign(&name, &value).unwrap();
     }
+}
+
+#[test]
+fn a_model_may_end_with_attention_or_have_none() {
+    let embedding = layer("embedding", &[("entries", 11.0), ("features", 11.0)]);
+    let attention = layer("attention", &[("heads", 1.0), ("causal", 1.0)]);
+    let position = layer("position", &[("learned", 0.0)]);
+    let linear = layer("linear", &[("features", 11.0)]);
+    for layers in [
+        vec![embedding.clone(), position.clone(), attention],
+        vec![embedding.clone(), position, linear.clone()],
+        vec![layer("identity", &[]), embedding.clone(), linear],
+        vec![embedding],
+    ] {
+        let (model, mut set) = build(&layers, 48);
+        let requests = ragged();
+        let responses = model.generate(&mut set, &requests, 48).unwrap();
+        agrees_with_forward(&model, &mut set, &requests, &responses);
+    }
+}
+
+#[test]
+fn more_than_one_part_side_by_side_changes_nothing() {
+    // Contexts of 40 tokens and 5,000 responses are more than is computed at once, by both limits.
+    let (model, mut set) = transformer(48);
+    let mut requests: Vec<Request> = (0..1000)
+        .map(|i| Request {
+            key: vec![i],
+            ..request(&[i as u32 % 11; 40], 1, 2)
+        })
+        .collect();
+    requests.push(request(&[3], 4500, 1));
+    requests.push(request(&[4], 0, 1));
+    requests.push(request(&[5], 1, 3));
+    let responses = model.generate(&mut set, &requests, 48).unwrap();
+    assert_eq!(responses.len(), 5501);
+    assert!(responses.is_sorted_by_key(|response| response.request));
+    for at in [0, 999, 1000, 1002] {
+        let alone = model.generate(&mut set, &requests[at..=at], 48).unwrap();
+        let among = responses.iter().filter(|response| response.request == at);
+        for (a, b) in alone.iter().zip(among) {
+            assert_eq!(
+                a,
+                &Response {
+                    request: 0,
+                    ..b.clone()
+                }
+            );
+        }
+    }
+}
+
+#[test]
+fn the_cost_of_a_call_bounds_its_arithmetic() {
+    let (model, _) = transformer(48);
+    let step = model.macs(0, model.len()) as f64 / 48.0;
+    let cost = model.generate_macs(&[request(&[1, 2, 3], 10, 5)], 48);
+    assert!(cost >= (3.0 + 10.0 * 4.0) * step && cost < 2.0 * (3.0 + 10.0 * 5.0) * step);
+    // No more than the context holds, and never nothing.
+    let cost = model.generate_macs(&[request(&[1; 40], 10, usize::MAX)], 48);
+    assert!(cost < (40.0 + 10.0 * 9.0) * (step + 1.0) + 1.0);
+    assert!(model.generate_macs(&[request(&[1], 1000, 0)], 48) >= 1000.0);
+}
+
+#[test]
+fn sequences_that_cannot_be_scored_are_refused_in_words() {
+    let (model, mut set) = transformer(6);
+    let mut refused = |sequences: &[(Vec<u32>, Vec<u32>)]| {
+        let error = model.logprobs(&mut set, sequences, false, Mode::Eval);
+        error.unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(&[]),
+        "score: sequence 0 is missing; give at least one"
+    );
+    assert_eq!(
+        refused(&[(vec![1], vec![2]), (vec![], vec![1])]),
+        "score: sequence 1 has an empty context; expected at least one token"
+    );
+    assert_eq!(
+        refused(&[(vec![1; 4], vec![2; 3])]),
+        "score: sequence 0 has 7 tokens, its context included; the model reads at most 6"
+    );
+    assert_eq!(
+        refused(&[(vec![1], vec![11])]),
+        "score: sequence 0 holds token 11; the vocabulary has 11, counted from 0"
+    );
+    // Responses of nothing have scores of nothing.
+    let (logs, mask, entropy) = model
+        .logprobs(&mut set, &[(vec![1], vec![])], true, Mode::Eval)
+        .unwrap();
+    assert_eq!(logs.shape(), [1, 0]);
+    assert_eq!(mask.shape(), [1, 0]);
+    assert_eq!(entropy.unwrap().shape(), [1, 0]);
 }
 
 /// Not a check but a measurement: `cargo test --release -p espalier-runtime --lib speed -- --ignored --nocapture`.
