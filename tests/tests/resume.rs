@@ -231,3 +231,61 @@ plugin = "backprop"
     let error = result.expect_err("no such folder").to_string();
     assert!(error.contains("is not the folder of a run"), "{error}");
 }
+
+const POLICY: &str = r#"
+[model]
+layers = [
+  { kind = "embedding", features = 16 },
+  { kind = "position" },
+  { kind = "transformer-block", features = 16, heads = 2 },
+  { kind = "layer-norm" },
+  { kind = "tied-linear" },
+]
+"#;
+
+#[test]
+fn policy_gradient_with_a_tracking_normaliser_and_granet_killed_ten_times() {
+    let file = format!(
+        r#"
+[environment]
+plugin = "chain-arithmetic"
+{POLICY}
+[schedule]
+steps = 120
+steps-per-epoch = 60
+batch-size = 8
+[trainer]
+plugin = "policy-gradient"
+with = {{ warm-up-steps = 40 }}
+[normalizer]
+plugin = "spo"
+[pruner]
+plugin = "granet"
+with = {{ every-steps = 10 }}
+[checkpoint]
+every = 11
+"#
+    );
+    killed_ten_times_ends_in_the_same_bits("policy-gradient-spo", &file, 4);
+}
+
+#[test]
+fn episodes_in_progress_survive_ten_kills() {
+    let file = r#"
+[environment]
+plugin = "cartpole"
+[model]
+layers = [{ kind = "linear", features = 16 }, { kind = "tanh" }, { kind = "linear", features = 2 }]
+[schedule]
+steps = 60
+steps-per-epoch = 30
+batch-size = 4
+evaluation-episodes = 3
+[trainer]
+plugin = "policy-gradient"
+with = { horizon = 16 }
+[checkpoint]
+every = 7
+"#;
+    killed_ten_times_ends_in_the_same_bits("cartpole", file, 5);
+}

@@ -526,6 +526,9 @@ impl<'a> Runner<'a> {
         };
         let model = Model::build(&layers, &source.inputs, &[plan.seed], &mut main)
             .map_err(|error| edge("the model could not be built", &error))?;
+        if let Environment::Tasks { spec, .. } = &source.environment {
+            answers_in(&model, spec)?;
+        }
         let composition = compose(plan, &parts, &source, &model, &main, steps_per_round);
         // A new run has a folder only once nothing is wrong with its data and model.
         let folder = match opened {
@@ -1617,6 +1620,28 @@ fn with_vocabulary(layers: &[LayerPlan], environment: &Environment) -> Vec<Layer
         }
     }
     layers
+}
+
+/// Refuses a model whose answers are not tokens of the vocabulary.
+fn answers_in(model: &Model, spec: &TaskSpec) -> Result<(), Diagnostic> {
+    let words = spec.vocabulary.len();
+    let infos = model.infos();
+    let Some(last) = infos
+        .last()
+        .filter(|last| last.out_shape != [spec.context(), words])
+    else {
+        return Ok(());
+    };
+    Err(Diagnostic::new(
+        "the model does not give a number for each token of the environment's vocabulary",
+    )
+    .at(format!("model.layers, `{}`", last.name))
+    .expected(format!(
+        "[{}, {words}] a sample: tokens by vocabulary",
+        spec.context()
+    ))
+    .found(format!("{:?}", last.out_shape))
+    .help("begin with an embedding without `entries` and end with { kind = \"tied-linear\" }"))
 }
 
 /// What is wrong with the spec of a world to act in.

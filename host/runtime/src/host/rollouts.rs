@@ -496,9 +496,7 @@ impl Host for Guest {
             ));
         }
         let (model, set) = super::model::model_and_set(run, &id)?;
-        let prefill: usize = requests.iter().map(|r| r.context.len()).sum();
-        let macs = model.macs(0, model.len()) as f64 / spec.context() as f64;
-        self.affordable("generate", (tokens + prefill) as f64 * macs)?;
+        self.affordable("generate", model.generate_macs(&requests, spec.context()))?;
         let responses = told(model.generate(set, &requests, spec.context()))?;
         let run = &mut run.rollouts;
         let mut samples = Vec::with_capacity(responses.len());
