@@ -231,7 +231,7 @@ impl Progress {
             .filter_map(|split| Some((split, &self.metrics.get(split)?.1)))
             .next();
         if let Some((split, metrics)) = newest {
-            let shown = ["accuracy", "loss"].into_iter();
+            let shown = ["accuracy", "return", "loss"].into_iter();
             let shown = shown
                 .filter_map(|name| Some((name, *metrics.get(name)?)))
                 .next();
