@@ -106,7 +106,7 @@ fn a_bad_normaliser_is_named_with_what_it_did() {
     let lab = Lab::hostile("bad-normalizer");
     let cases: [(&str, &[&str]); 9] = [
         (
-            "nan",
+            "not-a-number",
             &[
                 "`bad-normalizer`",
                 "`normalize`",

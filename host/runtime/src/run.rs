@@ -333,7 +333,8 @@ impl Source {
                     return Err(wrong(problem));
                 }
                 let dataset = prompts_as_data(&mut session, &spec, &splits)
-                    .map_err(|error| wrong(error.to_string()))?;
+                    .map_err(at)?
+                    .map_err(wrong)?;
                 let inputs = field(vec![spec.context()], DType::I64);
                 let train = splits.iter().find(|(name, _)| name == "train");
                 let natural = train.map(|(_, n)| n.div_ceil(plan.schedule.batch_size.into()));
@@ -389,7 +390,7 @@ fn prompts_as_data(
     session: &mut Session,
     spec: &TaskSpec,
     splits: &[(String, u64)],
-) -> Result<data::Dataset, Box<dyn std::error::Error>> {
+) -> Called<Result<data::Dataset, String>> {
     let mut dataset = data::Dataset::default();
     for (name, count) in splits {
         let ids: Vec<u64> = (0..(*count).min(MOST_PROMPTS_AS_DATA)).collect();
@@ -400,16 +401,18 @@ fn prompts_as_data(
             let known = |token: &u32| (*token as usize) < spec.vocabulary.len();
             let fits = !prompt.tokens.is_empty() && prompt.tokens.len() <= width;
             if !fits || !prompt.tokens.iter().all(known) {
-                return Err(format!(
+                return Ok(Err(format!(
                     "prompt {} of `{name}` is not 1 to {width} tokens of the vocabulary",
                     prompt.id
-                )
-                .into());
+                )));
             }
             tokens.extend(prompt.tokens.iter().map(|&token| i64::from(token)));
             tokens.resize(tokens.len() + width - prompt.tokens.len(), spec.stop.into());
         }
-        let inputs = Tensor::from_vec(tokens, &[prompts.len(), width])?;
+        let inputs = match Tensor::from_vec(tokens, &[prompts.len(), width]) {
+            Ok(inputs) => inputs,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
         dataset.splits.push(data::Split {
             name: name.clone(),
             count: prompts.len(),
@@ -419,7 +422,7 @@ fn prompts_as_data(
             added: false,
         });
     }
-    Ok(dataset)
+    Ok(Ok(dataset))
 }
 
 fn run_info(plan: &Plan) -> wit::RunInfo {

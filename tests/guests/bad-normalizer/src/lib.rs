@@ -7,7 +7,7 @@ use espalier_sdk::{Choice, Error, Normalizer, Options, RunInfo, TrackingNormaliz
 #[derive(Choice, Clone, Copy, PartialEq)]
 enum Deed {
     Nothing,
-    Nan,
+    NotANumber,
     Short,
     Segments,
     Refuse,
@@ -41,7 +41,7 @@ impl Normalizer for Bad {
             .map(|r| Advantage::of(r.reward - 0.5))
             .collect();
         match self.0 {
-            Deed::Nan => all[0].values[0] = f64::NAN,
+            Deed::NotANumber => all[0].values[0] = f64::NAN,
             Deed::Short => drop(all.pop()),
             Deed::Segments => all[0].values = vec![0.0; batch[0].segments.len() + 2],
             Deed::Refuse => return Err(Error::incompatible("I do not like these rewards")),
