@@ -355,13 +355,14 @@ fn check_imports(
         };
         if !allowed {
             return Err(Diagnostic::new(format!(
-                "`{source}` imports something that a {slot} is not granted"
+                "`{source}` imports something that {} is not granted",
+                slot.with_article()
             ))
             .at(format!("import `{name}`"))
-            .expected(format!(
-                "of espalier:plugin only {}",
-                granted(slot).join(", ")
-            ))
+            .expected(match granted(slot) {
+                [] => "of espalier:plugin only log and random".to_string(),
+                interfaces => format!("of espalier:plugin only {}", interfaces.join(", ")),
+            })
             .help("a capability is an import: a plugin that needs it belongs in another slot"));
         }
     }

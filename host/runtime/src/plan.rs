@@ -194,6 +194,16 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// The name with its article, for sentences.
+    pub fn with_article(self) -> String {
+        match self {
+            Slot::Environment => format!("an {self}"),
+            _ => format!("a {self}"),
+        }
+    }
+}
+
 impl std::fmt::Display for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())

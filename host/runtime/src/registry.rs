@@ -157,10 +157,14 @@ impl Registry {
         })?;
         if entry.slot != slot {
             return Err(Diagnostic::new(format!("plugin `{name}` is no {slot}"))
-                .expected(format!("a {slot}: {}", one_of(self.names(slot))))
+                .expected(format!(
+                    "{}: {}",
+                    slot.with_article(),
+                    one_of(self.names(slot))
+                ))
                 .found(format!(
-                    "a {}, {}:{}",
-                    entry.slot,
+                    "{}, {}:{}",
+                    entry.slot.with_article(),
                     self.file.display(),
                     entry.line
                 ))

@@ -106,12 +106,14 @@ struct Part {
 impl Part {
     fn new(plan: &PluginPlan, version: &str, loaded: Loaded) -> Result<Part, Diagnostic> {
         if loaded.slot != plan.slot {
-            return Err(
-                Diagnostic::new(format!("`{}` is not a {}", plan.name, plan.slot))
-                    .expected(format!("a component that fills the slot `{}`", plan.slot))
-                    .found(format!("one that fills the slot `{}`", loaded.slot))
-                    .help("the registry entry names the wrong slot, or the wrong component"),
-            );
+            return Err(Diagnostic::new(format!(
+                "`{}` is not {}",
+                plan.name,
+                plan.slot.with_article()
+            ))
+            .expected(format!("a component that fills the slot `{}`", plan.slot))
+            .found(format!("one that fills the slot `{}`", loaded.slot))
+            .help("the registry entry names the wrong slot, or the wrong component"));
         }
         let about = component::describe(&plan.name, &loaded)?;
         if about.version != version {
