@@ -19,7 +19,7 @@ const PROBLEMS: usize = 16;
 const GROUP: usize = 16;
 const UPDATES: usize = 1500;
 const STEP: f64 = 1.2;
-const SEEDS: u64 = 3;
+const SEEDS: u64 = 5;
 
 struct Policy {
     /// Stop logits by level and token.
@@ -97,8 +97,8 @@ impl Policy {
                 self.a[k][t] += step * da[k][t];
                 self.c[k][t] += step * dc[k][t];
             }
-            for b in 0..4 {
-                self.head[k][b] += step * dhead[k][b];
+            for (z, d) in self.head[k].iter_mut().zip(dhead[k]) {
+                *z += step * d;
             }
         }
     }
@@ -198,16 +198,17 @@ fn run(arm: &Arm, seed: u64) -> [[f64; 4]; 3] {
         [only] => Some(*only),
         _ => None,
     };
-    let mut found = [[0.0; 4]; 3];
-    for level in 0..4 {
+    let by_level: [[f64; 3]; 4] = std::array::from_fn(|level| {
+        let mut sums = [0.0; 3];
         for _ in 0..TESTS {
             let answer = policy.answer(&mut draw, level, forced);
-            found[0][level] += f64::from(u8::from(answer.right)) / TESTS as f64;
-            found[1][level] += answer.length as f64 / TESTS as f64;
-            found[2][level] += BUDGETS[answer.budget] / TESTS as f64;
+            sums[0] += f64::from(u8::from(answer.right));
+            sums[1] += answer.length as f64;
+            sums[2] += BUDGETS[answer.budget];
         }
-    }
-    found
+        sums.map(|sum| sum / TESTS as f64)
+    });
+    std::array::from_fn(|what| by_level.map(|level| level[what]))
 }
 
 fn main() {

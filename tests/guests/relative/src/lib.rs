@@ -1,3 +1,5 @@
+//! Normaliser: rewards relative to their group.
+
 use espalier_sdk::rewards::{Advantage, RewardSpec, Rollout, deviation, groups, mean};
 use espalier_sdk::{Error, Normalizer, Options, RunInfo};
 
