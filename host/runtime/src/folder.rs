@@ -161,6 +161,19 @@ impl RunFolder {
         &self.path
     }
 
+    /// Takes a new run's folder away again: nothing has happened in it. What can't be removed stays.
+    pub fn discard(&mut self) {
+        for file in ["lock.toml", "metrics.jsonl", "log.txt"] {
+            let _ = std::fs::remove_file(self.path.join(file));
+        }
+        // Both only if they are empty; so is a `runs` that was made for this run.
+        let _ = std::fs::remove_dir(self.checkpoints());
+        let _ = std::fs::remove_dir(&self.path);
+        if let Some(runs) = self.path.parent().filter(|p| p.ends_with("runs")) {
+            let _ = std::fs::remove_dir(runs);
+        }
+    }
+
     /// Where its checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")

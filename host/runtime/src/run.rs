@@ -540,7 +540,6 @@ impl<'a> Runner<'a> {
             Some(folder) => folder,
             None => RunFolder::create(run.out.as_deref(), &plan.name, &lock)?,
         };
-        observer.event(&Event::Composition(composition));
 
         *shared.run.borrow_mut() = RunState {
             data: source.dataset,
@@ -571,8 +570,23 @@ impl<'a> Runner<'a> {
             mask_changes: 0,
             evaluation: None,
         };
-        runner.start(restored)?;
-        Ok(runner)
+        match runner.start(restored, composition) {
+            Ok(()) => Ok(runner),
+            Err(error) => {
+                runner.release();
+                if run.resume.is_none() {
+                    runner.folder.discard();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The stores of these hold the shared state, which holds them: breaks the circles.
+    fn release(&mut self) {
+        self.shared.trainer.borrow_mut().take();
+        self.shared.environment.borrow_mut().take();
+        self.shared.normalizer.borrow_mut().take();
     }
 
     /// Puts a checkpoint over whatever the plugins did in `start`; gives the plugins left out.
@@ -690,7 +704,11 @@ impl<'a> Runner<'a> {
         new_session(part, &self.shared, self.info(), rewards.as_ref(), &at)
     }
 
-    fn start(&mut self, checkpoint: Option<checkpoint::Checkpoint>) -> Result<(), Diagnostic> {
+    fn start(
+        &mut self,
+        checkpoint: Option<checkpoint::Checkpoint>,
+        composition: Composition,
+    ) -> Result<(), Diagnostic> {
         for part in 0..self.parts.len() {
             let slot = self.parts[part].plan.slot;
             // The environment was started before the model was built; a world to act in has a second instance.
@@ -712,6 +730,7 @@ impl<'a> Runner<'a> {
         if let Some(checkpoint) = checkpoint {
             self.restore(checkpoint)?;
         }
+        self.observer.event(&Event::Composition(composition));
         self.drain()?;
         self.density = self.count_density()?;
         let run = self.folder.path().to_path_buf();
@@ -849,10 +868,7 @@ impl<'a> Runner<'a> {
 
     fn drive(mut self) -> Result<Ending, Diagnostic> {
         let ending = self.rounds();
-        // The stores of these hold the shared state, which holds them: break the circles.
-        self.shared.trainer.borrow_mut().take();
-        self.shared.environment.borrow_mut().take();
-        self.shared.normalizer.borrow_mut().take();
+        self.release();
         ending
     }
 
