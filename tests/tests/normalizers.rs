@@ -194,16 +194,22 @@ fn the_order_of_rollouts_and_of_groups_does_not_matter() {
 }
 
 #[test]
-fn names_of_groups_do_not_matter_and_of_prompts_only_to_the_one_that_tracks() {
+fn the_numbers_of_groups_and_prompts_do_not_matter() {
+    let renamed = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 77;
     for name in ALL {
-        let batch = ordinary(10, 4, 8);
-        let expected = plain(name).values(&batch);
-        let mut renamed = batch.clone();
-        for one in &mut renamed {
-            one.group = u64::MAX - one.group;
-        }
-        for (found, expected) in plain(name).values(&renamed).iter().zip(&expected) {
-            close(*found, *expected, name);
+        let (mut first, mut second) = (plain(name), plain(name));
+        // Twice: what is remembered of a prompt goes with its number.
+        for seed in [10, 11] {
+            let batch = ordinary(seed, 4, 8);
+            let mut other = batch.clone();
+            for one in &mut other {
+                one.group = renamed(one.group);
+                one.prompt = renamed(one.prompt);
+            }
+            let expected = first.values(&batch);
+            for (found, expected) in second.values(&other).iter().zip(&expected) {
+                close(*found, *expected, name);
+            }
         }
     }
 }
