@@ -9,7 +9,7 @@ use espalier_sdk::{
     no_grad,
 };
 
-use crate::loss::{divergence, weights};
+use crate::loss::{Aggregation, divergence, weights};
 use crate::{Learner, Settings, parts};
 
 /// First numbers of keys: what the randomness is for.
@@ -201,7 +201,7 @@ impl Answers {
             let key = [ORDER, at.round.into(), at.step, epoch.into()];
             for part in parts(rows.len(), settings.minibatches, &key) {
                 let part: Vec<&Row> = part.iter().map(|&place| &rows[place]).collect();
-                if part.iter().all(|row| !row.keep || row.old.is_empty()) {
+                if part.iter().all(|row| !row.keep) {
                     continue;
                 }
                 let (loss, mut update) = self.loss(&part, settings, learner);
@@ -280,12 +280,36 @@ impl Answers {
     }
 
     /// The loss of some responses, and how many of its tokens are clipped.
+    ///
+    /// Responses that are worth nothing (those of a group that agrees, mostly) count where the loss is averaged and
+    /// are not passed through the model: their part of the loss and of its gradient is 0.
     fn loss(&self, rows: &[&Row], settings: &Settings, learner: &Learner) -> (Tensor, Update) {
+        let kept = |row: &&Row| if row.keep { row.old.len() } else { 0 };
+        let right = |row: &&Row| if row.correct { row.old.len() } else { 0 };
+        let lengths: Vec<usize> = rows.iter().map(kept).collect();
+        let tokens: usize = lengths.iter().sum();
+        let policy = weights(&lengths, settings.aggregation);
+        let lengths: Vec<usize> = rows.iter().map(right).collect();
+        let imitated = weights(&lengths, Aggregation::TokenMean);
+        let all_matter = settings.kl > 0.0 || settings.entropy > 0.0;
+        let matters = |row: &Row| {
+            let worth = all_matter || row.advantages.iter().any(|&worth| worth != 0.0);
+            row.keep && worth || row.correct && settings.positive_sft > 0.0
+        };
+        let mut some: Vec<usize> = (0..rows.len()).filter(|&i| matters(rows[i])).collect();
+        if some.is_empty() {
+            // A gradient of 0 needs a graph all the same.
+            some.push(0);
+        }
+        let rows: Vec<&Row> = some.iter().map(|&i| rows[i]).collect();
+        let policy: Vec<f64> = some.iter().map(|&i| policy[i]).collect();
+        let imitated: Vec<f64> = some.iter().map(|&i| imitated[i]).collect();
+
         let samples: Vec<u64> = rows.iter().map(|row| row.sample).collect();
         let scored = rollouts::score(&self.model, &samples, settings.entropy > 0.0);
         let width = scored.logprobs.size(1) as usize;
-        let old = padded(rows, width, |row, token| row.old[token]);
-        let advantages = padded(rows, width, |row, token| row.advantages[token]);
+        let old = padded(&rows, width, |row, token| row.old[token]);
+        let advantages = padded(&rows, width, |row, token| row.advantages[token]);
         let mut losses = learner
             .surrogate
             .losses(&scored.logprobs, &old, &advantages);
@@ -294,28 +318,20 @@ impl Answers {
             let reference = self.reference();
             let reference = no_grad(|| rollouts::score(&reference, &samples, false).logprobs);
             let far = divergence(&scored.logprobs, &reference);
-            let tokens: usize = rows.iter().map(|row| row.old.len()).sum();
-            update.kl = (&far * &scored.mask).sum(&[]).item() / tokens as f64;
+            let drawn: usize = rows.iter().map(|row| row.old.len()).sum();
+            update.kl = (&far * &scored.mask).sum(&[]).item() / drawn.max(1) as f64;
             losses = losses + far * settings.kl;
         }
         if let Some(entropy) = &scored.entropy {
             losses = losses - entropy * settings.entropy;
         }
-        let kept = |row: &&Row| if row.keep { row.old.len() } else { 0 };
-        let lengths: Vec<usize> = rows.iter().map(kept).collect();
-        let mut loss =
-            (losses * sums(rows, width, &weights(&lengths, settings.aggregation))).sum(&[]);
+        let mut loss = (losses * each(&rows, width, &policy)).sum(&[]);
         if settings.positive_sft > 0.0 {
-            let right = |row: &&Row| if row.correct { row.old.len() } else { 0 };
-            let lengths: Vec<usize> = rows.iter().map(right).collect();
-            let weights = sums(
-                rows,
-                width,
-                &weights(&lengths, crate::Aggregation::TokenMean),
-            );
-            loss = loss - (&scored.logprobs * weights).sum(&[]) * settings.positive_sft;
+            let likelihood = &scored.logprobs * each(&rows, width, &imitated);
+            loss = loss - likelihood.sum(&[]) * settings.positive_sft;
         }
-        update.clipped = clipped(rows, &scored.logprobs.to_list(), width, learner);
+        let cut = clipped(&rows, &scored.logprobs.to_list(), width, learner);
+        update.clipped = cut as f64 / tokens.max(1) as f64;
         (loss, update)
     }
 
@@ -327,17 +343,9 @@ impl Answers {
     /// The newest loss, a number.
     pub fn objective(&self, settings: &Settings, learner: &Learner, count: u32) -> Tensor {
         match &self.newest {
-            Newest::Responses(rows) if rows.iter().any(|row| row.keep && !row.old.is_empty()) => {
-                self.loss(&rows.iter().collect::<Vec<_>>(), settings, learner)
-                    .0
-            }
             Newest::Responses(rows) => {
-                // Nothing takes part: a loss of 0, with the graph that a gradient needs.
-                let samples: Vec<u64> = rows.iter().map(|row| row.sample).collect();
-                rollouts::score(&self.model, &samples, false)
-                    .logprobs
-                    .sum(&[])
-                    * 0.0
+                let rows: Vec<&Row> = rows.iter().collect();
+                self.loss(&rows, settings, learner).0
             }
             Newest::Solutions(samples) => imitation(&self.model, samples),
             Newest::Nothing => imitation(&self.model, &self.solutions(count)),
@@ -399,7 +407,7 @@ fn padded(rows: &[&Row], width: usize, f: impl Fn(&Row, usize) -> f64) -> Tensor
 }
 
 /// The weight of each response at each of its tokens.
-fn sums(rows: &[&Row], width: usize, weights: &[f64]) -> Tensor {
+fn each(rows: &[&Row], width: usize, weights: &[f64]) -> Tensor {
     let mut values = vec![0.0; rows.len() * width];
     for ((row, line), weight) in rows
         .iter()
@@ -411,20 +419,18 @@ fn sums(rows: &[&Row], width: usize, weights: &[f64]) -> Tensor {
     Tensor::from_list(&values, &[rows.len() as u32, width as u32])
 }
 
-/// Share of the tokens that take part whose gradient ppo would cut.
-fn clipped(rows: &[&Row], now: &[f64], width: usize, learner: &Learner) -> f64 {
-    let (mut cut, mut all) = (0_u64, 0_u64);
-    for (row, line) in rows
-        .iter()
-        .zip(now.chunks(width.max(1)))
-        .filter(|(row, _)| row.keep)
-    {
-        for ((&now, &old), &advantage) in line.iter().zip(&row.old).zip(&row.advantages) {
-            all += 1;
-            cut += u64::from(learner.surrogate.cuts(now, old, advantage));
+/// How many of the tokens that take part have a gradient that ppo would cut.
+fn clipped(rows: &[&Row], now: &[f64], width: usize, learner: &Learner) -> u64 {
+    let mut cut = 0;
+    for (row, line) in rows.iter().zip(now.chunks(width.max(1))) {
+        if row.keep {
+            let tokens = line.iter().zip(&row.old).zip(&row.advantages);
+            cut += tokens
+                .filter(|((now, old), worth)| learner.surrogate.cuts(**now, **old, **worth))
+                .count();
         }
     }
-    cut as f64 / all.max(1) as f64
+    cut as u64
 }
 
 #[cfg(test)]
