@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
-use crate::lanes::{Real, max_of, simd_fn, sum_by};
+use crate::lanes::{LANES, Real, max_of, simd_fn, sum_by};
 use crate::ops::rows::one_float_type;
 use crate::tensor::Tensor;
 use crate::threads::for_blocks;
@@ -186,7 +186,8 @@ impl KeyValueCache {
 }
 
 simd_fn! {
-    /// One query, all heads. `scores` is scratch space: [heads, seen].
+    /// One query, all heads. `scores` is scratch space: [heads, seen], each row filled up to whole vectors
+    /// with -inf, which has no share.
     fn look<T>(
         query: &[T],
         keys: &[T],
@@ -200,23 +201,24 @@ simd_fn! {
         let width = features / heads;
         let seen = sees[0].len() + sees[1].len();
         let scale = T::of(1.0 / (width as f64).sqrt());
+        let row = seen.next_multiple_of(LANES);
         scores.clear();
-        scores.resize(heads * seen, T::ZERO);
+        scores.resize(heads * row, T::NEG_INFINITY);
         let mut at = 0;
         for range in sees {
             for key in keys[range.start * features..range.end * features].chunks_exact(features) {
                 for (head, (q, k)) in query.chunks_exact(width).zip(key.chunks_exact(width)).enumerate() {
-                    scores[head * seen + at] = sum_by(width, |i| q[i] * k[i]) * scale;
+                    scores[head * row + at] = sum_by(width, |i| q[i] * k[i]) * scale;
                 }
                 at += 1;
             }
         }
-        for scores in scores.chunks_exact_mut(seen) {
+        for scores in scores.chunks_exact_mut(row) {
             let max = max_of(scores);
             for score in scores.iter_mut() {
                 *score = (*score - max).fast_exp();
             }
-            let share = T::ONE / sum_by(seen, |i| scores[i]);
+            let share = T::ONE / sum_by(scores.len(), |i| scores[i]);
             for score in scores.iter_mut() {
                 *score *= share;
             }
@@ -226,7 +228,7 @@ simd_fn! {
         for range in sees {
             for value in values[range.start * features..range.end * features].chunks_exact(features) {
                 for (head, (out, v)) in out.chunks_exact_mut(width).zip(value.chunks_exact(width)).enumerate() {
-                    let share = scores[head * seen + at];
+                    let share = scores[head * row + at];
                     for (out, &v) in out.iter_mut().zip(v) {
                         *out += share * v;
                     }
