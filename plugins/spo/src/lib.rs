@@ -16,7 +16,7 @@
 //! other, each with the prompt's rho; the published code lets the last one win.
 //!
 //! What differs: prompts begin with Jeffreys' prior (alpha = beta = 1/2), where the paper first draws 8 responses of
-//! each ([`Belief::initial`] is that rule); no such pass belongs to this interface.
+//! each (`Belief::initial` is that rule); no such pass belongs to this interface.
 
 use std::collections::BTreeMap;
 
