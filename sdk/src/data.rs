@@ -133,15 +133,13 @@ impl Stream {
         Stream(host::batches(split, &fields, size, order, key))
     }
 
-    /// Shuffled batches of `inputs` and `targets` of the split `train`.
+    /// Shuffled batches of `inputs` and, where it has any, `targets` of the split `train`: the prompts of a run with
+    /// an environment have none.
     pub fn train(size: u32, key: &[u64]) -> Stream {
-        Stream::open(
-            "train",
-            &["inputs", "targets"],
-            size,
-            Sampling::Shuffled,
-            key,
-        )
+        let fields = split("train").map_or_else(Vec::new, |split| split.fields);
+        let known = |name: &&str| *name == "inputs" || fields.iter().any(|f| f.name == *name);
+        let names: Vec<&str> = ["inputs", "targets"].into_iter().filter(known).collect();
+        Stream::open("train", &names, size, Sampling::Shuffled, key)
     }
 
     /// The next batch; none where an epoch ends, once, and then the next epoch begins.
