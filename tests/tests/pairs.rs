@@ -19,6 +19,48 @@ fn hurried(pruner: &str) -> &'static str {
     }
 }
 
+/// What a trainer learns from and a model for it, whose first linear layer has the settings `stem`; the schedule is
+/// to be completed.
+fn setting(trainer: &str, stem: &str) -> String {
+    match trainer {
+        "policy-gradient" => format!(
+            r#"
+[environment]
+plugin = "modular-arithmetic"
+with = {{ modulus = 10, operands = 10 }}
+[normalizer]
+plugin = "grpo"
+[model]
+layers = [
+  {{ kind = "embedding", features = 16, deviation = 0.1 }},
+  {{ kind = "linear", features = 16 {stem} }},
+  {{ kind = "transformer-block", features = 16, heads = 2 }},
+  {{ kind = "linear", features = 16 }},
+  {{ kind = "tied-linear" }},
+]
+[schedule]
+steps-per-epoch = 10
+"#
+        ),
+        _ => format!(
+            r#"
+[data]
+source = "digits"
+train-limit = 300
+test-limit = 100
+[model]
+layers = [
+  {{ kind = "flatten" }},
+  {{ kind = "linear", features = 24 {stem} }}, {{ kind = "relu" }},
+  {{ kind = "linear", features = 16 }}, {{ kind = "relu" }},
+  {{ kind = "linear", features = 10 }},
+]
+[schedule]
+"#
+        ),
+    }
+}
+
 #[test]
 fn every_trainer_runs_with_every_pruner_and_pruned_weights_are_zero() {
     let registry = Registry::load(&workspace().join("registry.toml")).unwrap();
@@ -34,20 +76,10 @@ fn every_trainer_runs_with_every_pruner_and_pruned_weights_are_zero() {
         for pruner in names(Slot::Pruner) {
             println!("{trainer} with {pruner}");
             let options = hurried(&pruner);
+            let setting = setting(&trainer, "");
             let file = format!(
                 r#"
-[data]
-source = "digits"
-train-limit = 300
-test-limit = 100
-[model]
-layers = [
-  {{ kind = "flatten" }},
-  {{ kind = "linear", features = 24 }}, {{ kind = "relu" }},
-  {{ kind = "linear", features = 16 }}, {{ kind = "relu" }},
-  {{ kind = "linear", features = 10 }},
-]
-[schedule]
+{setting}
 epochs = 4
 batch-size = 30
 [trainer]
@@ -109,19 +141,10 @@ fn a_frozen_layer_keeps_its_initial_values_under_every_trainer_and_is_not_pruned
         .iter()
         .filter(|entry| entry.slot == Slot::Trainer);
     for trainer in trainers.map(|entry| &entry.name) {
+        let setting = setting(trainer, ", frozen = true, group = \"stem\"");
         let file = format!(
             r#"
-[data]
-source = "digits"
-train-limit = 300
-[model]
-layers = [
-  {{ kind = "flatten" }},
-  {{ kind = "linear", features = 24, frozen = true, group = "stem" }}, {{ kind = "relu" }},
-  {{ kind = "linear", features = 16 }}, {{ kind = "relu" }},
-  {{ kind = "linear", features = 10 }},
-]
-[schedule]
+{setting}
 epochs = 2
 batch-size = 30
 [trainer]
