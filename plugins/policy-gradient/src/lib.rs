@@ -97,6 +97,9 @@ struct Settings {
     /// Tasks: success rate of drawn responses at which the warm start ends early.
     #[option(default = 1, min = 0, max = 1)]
     warm_up_until: f64,
+    /// Tasks: solutions a step of the warm start; 0 for as many as a step has prompts.
+    #[option(default = 0)]
+    warm_up_prompts: u32,
     /// Tasks: learning rate of the warm start.
     #[option(default = 1e-3, min = 0)]
     warm_up_lr: f64,

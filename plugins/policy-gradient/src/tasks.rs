@@ -126,7 +126,10 @@ impl Answers {
                 return None;
             }
         }
-        let samples = self.solutions(self.prompts);
+        let samples = self.solutions(match settings.warm_up_prompts {
+            0 => self.prompts,
+            n => n,
+        });
         if samples.is_empty() {
             log::warn("the environment gives no solutions: there is no warm start");
             return None;
