@@ -266,6 +266,13 @@ impl Learner {
         self.schedule.factor(at.step, self.steps, 0)
     }
 
+    /// Whether a step's metrics are told. All are in a run of up to 2000 steps; in longer ones and in later rounds
+    /// fewer, at most 4000 in all, so that the log's limit holds whatever the length of the run.
+    fn tells(&self, at: &StepInfo) -> bool {
+        at.step
+            .is_multiple_of((1 + self.steps / 2000) << at.round.min(32))
+    }
+
     /// One step of AdamW on all trainable parameters of the given sets; the norm of the gradient before clipping.
     fn update(&self, sets: &[(&ParameterSet, &[String])], loss: &Tensor, lr: f64) -> f64 {
         let values: Vec<Tensor> = sets

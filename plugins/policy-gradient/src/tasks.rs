@@ -215,20 +215,19 @@ impl Answers {
         }
 
         let of = |f: fn(&Update) -> f64| mean(updates.iter().map(f));
-        log::metric(
-            "reward",
-            mean(verdicts.iter().map(|verdict| verdict.reward)),
-        );
-        let right = |verdict: &Verdict| f64::from(u8::from(verdict.correct));
-        log::metric("success", mean(verdicts.iter().map(right)));
-        log::metric("length", mean(rows.iter().map(|row| row.old.len() as f64)));
-        // The mean of -log p over what was drawn estimates the entropy, at temperature 1.
-        let drawn = rows.iter().flat_map(|row| &row.old);
-        log::metric("entropy", -mean(drawn.copied()));
-        log::metric("clipped", of(|update| update.clipped));
-        log::metric("gradient-norm", of(|update| update.norm));
-        if settings.kl > 0.0 {
-            log::metric("kl", of(|update| update.kl));
+        if learner.tells(at) {
+            log::metric("reward", mean(verdicts.iter().map(|v| v.reward)));
+            let right = |v: &Verdict| f64::from(u8::from(v.correct));
+            log::metric("success", mean(verdicts.iter().map(right)));
+            log::metric("length", mean(rows.iter().map(|row| row.old.len() as f64)));
+            // The mean of -log p over what was drawn estimates the entropy, at temperature 1.
+            let drawn = rows.iter().flat_map(|row| &row.old);
+            log::metric("entropy", -mean(drawn.copied()));
+            log::metric("clipped", of(|update| update.clipped));
+            log::metric("gradient-norm", of(|update| update.norm));
+            if settings.kl > 0.0 {
+                log::metric("kl", of(|update| update.kl));
+            }
         }
         let count = rows.len() as u32;
         self.newest = Newest::Responses(rows);

@@ -175,16 +175,16 @@ impl Actor {
                 errors.push(error.item());
             }
         }
-        if !trace.finished.is_empty() {
-            log::metric("return", mean(trace.finished.iter().map(|(sum, _)| *sum)));
-            log::metric(
-                "length",
-                mean(trace.finished.iter().map(|(_, steps)| *steps)),
-            );
+        if learner.tells(at) {
+            if !trace.finished.is_empty() {
+                let mean_of = |f: fn(&(f64, f64)) -> f64| mean(trace.finished.iter().map(f));
+                log::metric("return", mean_of(|(sum, _)| *sum));
+                log::metric("length", mean_of(|(_, steps)| *steps));
+            }
+            log::metric("entropy", mean(trace.entropy.iter().copied()));
+            log::metric("gradient-norm", mean(norms));
+            log::metric("value-loss", mean(errors));
         }
-        log::metric("entropy", mean(trace.entropy.iter().copied()));
-        log::metric("gradient-norm", mean(norms));
-        log::metric("value-loss", mean(errors));
         self.newest = Some(played);
         StepReport::new(mean(losses), count as u32)
     }
