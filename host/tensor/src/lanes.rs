@@ -38,7 +38,8 @@ pub(crate) trait Real:
     fn fast_exp(self) -> Self;
     /// tanh to within 3 units in the last place; NaN for NaN. Vectorises.
     fn fast_tanh(self) -> Self;
-    /// The natural logarithm.
+    /// The natural logarithm: -inf at 0, NaN below, inf at inf. To within 2 units in the last place for f32, where
+    /// it vectorises.
     fn log(self) -> Self;
 
     /// 1 / (1 + e^-x). Vectorises.
@@ -59,6 +60,24 @@ pub(crate) trait Real:
     }
 }
 
+/// Cephes `expf` before scaling: x = n ln 2 + r and a polynomial in r; e^x is the first times 2 to the second.
+#[inline(always)]
+fn exp_parts(x: f32) -> (f32, i32) {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 0.5;
+    let y = p * (r * r) + r + 1.0;
+    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    (y, n)
+}
+
 impl Real for f32 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
@@ -76,24 +95,12 @@ impl Real for f32 {
     fn root(self) -> Self {
         self.sqrt()
     }
-    // Cephes `expf`: x = n ln 2 + r, a polynomial in r, scaled by 2^n in two steps so that results
-    // below the normal range are reached without a branch.
+    // Scaled by 2^n in two steps, so that results below the normal range are reached without a branch.
     #[inline(always)]
     fn fast_exp(self) -> Self {
-        const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
         let x = if self > 89.0 { 89.0 } else { self };
         let x = if x < -104.0 { -104.0 } else { x };
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
-        let n = shifted - ROUND;
-        let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
-        let mut p = 1.987_569_1e-4;
-        p = p * r + 1.398_199_9e-3;
-        p = p * r + 8.333_452e-3;
-        p = p * r + 4.166_579_6e-2;
-        p = p * r + 1.666_666_5e-1;
-        p = p * r + 0.5;
-        let y = p * (r * r) + r + 1.0;
-        let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        let (y, n) = exp_parts(x);
         let half = n >> 1;
         let low = f32::from_bits((half.wrapping_add(127) as u32) << 23);
         let high = f32::from_bits((n.wrapping_sub(half).wrapping_add(127) as u32) << 23);
@@ -110,12 +117,38 @@ impl Real for f32 {
         p = p * z - 3.333_328e-1;
         let small = p * z * self + self;
         let a = self.abs();
-        let large = (1.0 - 2.0 / ((a + a).fast_exp() + 1.0)).copysign(self);
+        // Past 20 the result is 1 to the last bit; below, 2^n is in range and one step scales.
+        let (y, n) = exp_parts(if a > 20.0 { 40.0 } else { a + a });
+        let exp = y * f32::from_bits((n.wrapping_add(127) as u32) << 23);
+        let large = (1.0 - 2.0 / (exp + 1.0)).copysign(self);
         if a < 0.625 { small } else { large }
     }
+    // Cephes `logf`: x = m 2^e with m in [sqrt(1/2), sqrt(2)), a polynomial in m - 1. Numbers below the normal
+    // range are scaled up first.
     #[inline(always)]
     fn log(self) -> Self {
-        self.ln()
+        const ROOT_HALF: i32 = 0x3F35_04F3;
+        let tiny = self < f32::MIN_POSITIVE;
+        let x = if tiny { self * 8_388_608.0 } else { self }; // 2^23
+        let bits = x.to_bits() as i32;
+        let e = bits.wrapping_sub(ROOT_HALF) >> 23;
+        let f = f32::from_bits(bits.wrapping_sub(e << 23) as u32) - 1.0;
+        let e = e as f32 - if tiny { 23.0 } else { 0.0 };
+        let z = f * f;
+        let mut p = 7.037_683_6e-2;
+        p = p * f - 1.151_461e-1;
+        p = p * f + 1.167_699_9e-1;
+        p = p * f - 1.242_014_1e-1;
+        p = p * f + 1.424_932_3e-1;
+        p = p * f - 1.666_805_8e-1;
+        p = p * f + 2.000_071_5e-1;
+        p = p * f - 2.499_999_4e-1;
+        p = p * f + 3.333_333e-1;
+        let y = p * f * z - e * 2.121_944_4e-4 - 0.5 * z;
+        let log = f + y + e * 0.693_359_4;
+        let log = if self == f32::INFINITY { self } else { log };
+        let log = if self == 0.0 { f32::NEG_INFINITY } else { log };
+        if self >= 0.0 { log } else { f32::NAN }
     }
 }
 
@@ -255,37 +288,108 @@ pub(crate) fn fold<T: Copy>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
     lanes[0]
 }
 
-/// The sum of `f` over `0..n`, sixteen lanes wide; `n` elements at most are asked for.
+/// Lanes of a long reduction: four groups of sixteen, so that no addition waits for the one before it.
+const WIDE: usize = 4 * LANES;
+
+/// The sum of `f` over a slice. Sixty-four running sums while there are as many elements, joined to sixteen,
+/// then sixteen: an order that depends on the length alone.
 #[inline(always)]
-pub(crate) fn sum_by<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
-    let mut lanes = [T::ZERO; LANES];
-    let whole = n / LANES * LANES;
-    let mut base = 0;
-    while base < whole {
-        for (lane, acc) in lanes.iter_mut().enumerate() {
-            *acc += f(base + lane);
+pub(crate) fn sum_with<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
+    let (wide, rest) = x.as_chunks::<WIDE>();
+    let mut sums = [T::ZERO; WIDE];
+    for x in wide {
+        for (sum, &x) in sums.iter_mut().zip(x) {
+            *sum += f(x);
         }
-        base += LANES;
     }
-    for i in whole..n {
-        lanes[i - whole] += f(i);
+    let mut lanes = join(&sums);
+    let (groups, rest) = rest.as_chunks::<LANES>();
+    for x in groups {
+        for (lane, &x) in lanes.iter_mut().zip(x) {
+            *lane += f(x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += f(x);
     }
     fold(lanes, |a, b| a + b)
+}
+
+/// The sum of `f` over two slices side by side, of the shorter one's length, in the order of [`sum_with`].
+#[inline(always)]
+pub(crate) fn sum_pairs<T: Real>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
+    let n = x.len().min(y.len());
+    let ((wide_x, x), (wide_y, y)) = (x[..n].as_chunks::<WIDE>(), y[..n].as_chunks::<WIDE>());
+    let mut sums = [T::ZERO; WIDE];
+    for (x, y) in wide_x.iter().zip(wide_y) {
+        for i in 0..WIDE {
+            sums[i] += f(x[i], y[i]);
+        }
+    }
+    let mut lanes = join(&sums);
+    let ((groups_x, x), (groups_y, y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    for (x, y) in groups_x.iter().zip(groups_y) {
+        for i in 0..LANES {
+            lanes[i] += f(x[i], y[i]);
+        }
+    }
+    for (lane, (&x, &y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+        *lane += f(x, y);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// Replaces each element by `f` of it; the sum of the results, in the order of [`sum_with`].
+#[inline(always)]
+pub(crate) fn map_sum<T: Real>(x: &mut [T], f: impl Fn(T) -> T) -> T {
+    let (wide, rest) = x.as_chunks_mut::<WIDE>();
+    let mut sums = [T::ZERO; WIDE];
+    for x in wide {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *x = f(*x);
+            *sum += *x;
+        }
+    }
+    let mut lanes = join(&sums);
+    let (groups, rest) = rest.as_chunks_mut::<LANES>();
+    for x in groups {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *x = f(*x);
+            *lane += *x;
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *x = f(*x);
+        *lane += *x;
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// Four groups of lanes as one.
+#[inline(always)]
+fn join<T: Real>(sums: &[T; WIDE]) -> [T; LANES] {
+    std::array::from_fn(|i| {
+        (sums[i] + sums[i + LANES]) + (sums[i + 2 * LANES] + sums[i + 3 * LANES])
+    })
 }
 
 /// The largest element, NaN if any is NaN, -inf if there is none.
 #[inline(always)]
 pub(crate) fn max_of<T: Real>(x: &[T]) -> T {
-    let mut lanes = [T::NEG_INFINITY; LANES];
-    let mut chunks = x.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (acc, &v) in lanes.iter_mut().zip(chunk) {
-            *acc = acc.larger(v);
+    let (wide, rest) = x.as_chunks::<WIDE>();
+    let mut largest = [T::NEG_INFINITY; WIDE];
+    for x in wide {
+        for (max, &v) in largest.iter_mut().zip(x) {
+            *max = max.larger(v);
         }
     }
-    for (acc, &v) in lanes.iter_mut().zip(chunks.remainder()) {
-        *acc = acc.larger(v);
+    for (max, &v) in largest.iter_mut().zip(rest) {
+        *max = max.larger(v);
     }
+    let lanes = std::array::from_fn(|i| {
+        let pair = |i: usize| largest[i].larger(largest[i + LANES]);
+        pair(i).larger(pair(i + 2 * LANES))
+    });
     fold(lanes, |a, b| a.larger(b))
 }
 
@@ -334,6 +438,27 @@ mod tests {
     }
 
     #[test]
+    fn log_is_within_two_ulps_of_libm() {
+        // Every 1009th number above 0, those below the normal range included.
+        for bits in (1..f32::INFINITY.to_bits()).step_by(1009) {
+            let x = f32::from_bits(bits);
+            let want = f64::from(x).ln() as f32;
+            assert!(ulps32(Real::log(x), want) <= 2, "f32 log({x})");
+        }
+        for step in -20_000..20_000 {
+            let x = 1.0 + step as f32 * 1e-5;
+            let want = f64::from(x).ln() as f32;
+            assert!(ulps32(Real::log(x), want) <= 2, "f32 log({x})");
+        }
+        assert_eq!(Real::log(1f32), 0.0);
+        assert_eq!(Real::log(0f32), f32::NEG_INFINITY);
+        assert_eq!(Real::log(-0f32), f32::NEG_INFINITY);
+        assert_eq!(Real::log(f32::INFINITY), f32::INFINITY);
+        assert!(Real::log(-1f32).is_nan() && Real::log(f32::NAN).is_nan());
+        assert!(Real::log(f32::NEG_INFINITY).is_nan());
+    }
+
+    #[test]
     fn tanh_agrees_with_libm() {
         for i in -2000..2000 {
             let x = f64::from(i) * 0.01 + 0.0013;
@@ -360,9 +485,24 @@ mod tests {
 
     #[test]
     fn lane_sums_cover_every_element() {
-        for n in 0..70 {
-            let sum: f64 = sum_by(n, |i| i as f64);
-            assert_eq!(sum, (n * n.saturating_sub(1) / 2) as f64);
+        for n in 0..300 {
+            let mut x: Vec<f64> = (0..n).map(f64::from).collect();
+            let want = f64::from(n * (n - 1).max(0) / 2);
+            assert_eq!(sum_with(&x, |x| x), want);
+            assert_eq!(
+                sum_pairs(&x, &vec![2.0; n as usize], |x, y| x * y),
+                2.0 * want
+            );
+            assert_eq!(map_sum(&mut x, |x| 3.0 * x), 3.0 * want);
+            assert_eq!(sum_with(&x, |x| x), 3.0 * want, "the results are kept");
+            assert_eq!(
+                max_of(&x),
+                if n == 0 {
+                    f64::NEG_INFINITY
+                } else {
+                    f64::from(3 * (n - 1))
+                }
+            );
         }
     }
 }

@@ -15,7 +15,8 @@
 //!     }
 //!     let m = t.shape()[1];
 //!     // 2. The kernel. `dense` copies only a view with gaps; `data` is its elements, row-major; `build`
-//!     //    charges the account and gives zeroed elements to write (`try_build` for kernels that fail).
+//!     //    charges the account and gives zeroed elements to write (`try_build` for kernels that fail,
+//!     //    `build_unset` for kernels that write every element).
 //!     //    `with_float!` sets `E` to f32 or f64 and refuses other types.
 //!     let out = with_float!(OP, t.dtype(), E => {
 //!         let (td, sd) = (t.dense(OP)?, s.dense(OP)?);

@@ -175,7 +175,7 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn ln(self) -> f32 {
-        f32::ln(self)
+        crate::lanes::Real::log(self)
     }
     #[inline(always)]
     fn ln_1p(self) -> f32 {

@@ -51,7 +51,7 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let bias = bias.map(|b| b.dense(OP)).transpose()?;
         let (xd, wd) = (xd.data::<T>()?, wd.data::<T>()?);
         let bias = bias.as_ref().map(|b| b.data::<T>()).transpose()?;
-        Tensor::build::<T>(OP, &shape, |y| {
+        Tensor::build_unset::<T>(OP, &shape, |y| {
             times_transposed(xd, wd, bias, [inputs, outputs], y);
         })?
     });
@@ -203,9 +203,11 @@ pub fn dropout(x: &Tensor, p: f64, key: &Key) -> Result<Tensor> {
     let scale = 1.0 / (1.0 - p);
     let mask = match x.dtype() {
         DType::F64 => {
-            Tensor::build::<f64>(OP, x.shape(), |m| random::fill_keep_f64(key, p, scale, m))?
+            Tensor::build_unset::<f64>(OP, x.shape(), |m| random::fill_keep_f64(key, p, scale, m))?
         }
-        _ => Tensor::build::<f32>(OP, x.shape(), |m| random::fill_keep_f32(key, p, scale, m))?,
+        _ => {
+            Tensor::build_unset::<f32>(OP, x.shape(), |m| random::fill_keep_f32(key, p, scale, m))?
+        }
     };
     ops::multiply(x, &mask)
 }

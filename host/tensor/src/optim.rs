@@ -167,7 +167,7 @@ fn own<T: Element>(op: &'static str, t: &mut Tensor) -> Result<()> {
     }
     if t.data_mut::<T>().is_none() {
         let source = t.dense(op)?;
-        *t = Tensor::build::<T>(op, source.shape(), |out| {
+        *t = Tensor::build_unset::<T>(op, source.shape(), |out| {
             if let Ok(from) = source.data::<T>() {
                 out.copy_from_slice(from);
             }

@@ -155,8 +155,8 @@ pub fn bits(key: &Key, n: usize) -> Vec<u64> {
 pub fn uniform(key: &Key, shape: &[usize], dtype: DType) -> Result<Tensor> {
     const OP: &str = "uniform";
     match dtype {
-        DType::F32 => Tensor::build::<f32>(OP, shape, |out| fill_uniform_f32(key, out)),
-        DType::F64 => Tensor::build::<f64>(OP, shape, |out| fill_uniform_f64(key, out)),
+        DType::F32 => Tensor::build_unset::<f32>(OP, shape, |out| fill_uniform_f32(key, out)),
+        DType::F64 => Tensor::build_unset::<f64>(OP, shape, |out| fill_uniform_f64(key, out)),
         other => Err(refused(OP, other)),
     }
 }
@@ -177,8 +177,8 @@ pub fn uniform_at(key: &Key, index: u64) -> f64 {
 pub fn normal(key: &Key, shape: &[usize], dtype: DType) -> Result<Tensor> {
     const OP: &str = "normal";
     match dtype {
-        DType::F32 => Tensor::build::<f32>(OP, shape, |out| fill_normal_f32(key, out)),
-        DType::F64 => Tensor::build::<f64>(OP, shape, |out| fill_normal_f64(key, out)),
+        DType::F32 => Tensor::build_unset::<f32>(OP, shape, |out| fill_normal_f32(key, out)),
+        DType::F64 => Tensor::build_unset::<f64>(OP, shape, |out| fill_normal_f64(key, out)),
         other => Err(refused(OP, other)),
     }
 }

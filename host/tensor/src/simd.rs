@@ -1,8 +1,10 @@
 #![allow(unsafe_code)]
-//! Compiles inner loops a second time for wide vector units and picks the version the processor has.
+//! Compiles inner loops again for wide vector units and picks the version the processor has.
 //!
 //! The loops are ordinary Rust that the compiler vectorises. Wider vectors do not change results: nothing
 //! here reassociates or fuses floating-point operations, so each lane computes what scalar code would.
+
+use crate::lanes::{Level, level};
 
 /// An inner loop. `run` must be `#[inline(always)]` and call nothing that is not, or the wide version
 /// contains a call to narrow code.
@@ -13,18 +15,25 @@ pub(crate) trait Kernel {
     fn run(self) -> Self::Out;
 }
 
-/// Runs a loop in the widest version this processor supports.
+/// Runs a loop in the widest version this processor supports (see [`level`]).
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Out {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx,avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn widest<K: Kernel>(kernel: K) -> K::Out {
+            kernel.run()
+        }
+        #[target_feature(enable = "avx2")]
         fn wide<K: Kernel>(kernel: K) -> K::Out {
             kernel.run()
         }
-        if has_avx2() {
-            // SAFETY: the processor has every feature enabled above.
-            return unsafe { wide(kernel) };
+        match level() {
+            // SAFETY: `level` has just seen that this processor has the features asked for.
+            Level::Avx512 => return unsafe { widest(kernel) },
+            // SAFETY: as above.
+            Level::Avx2 => return unsafe { wide(kernel) },
+            Level::Baseline => {}
         }
     }
     narrow(kernel)
@@ -34,18 +43,4 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Out {
 #[inline(never)]
 pub(crate) fn narrow<K: Kernel>(kernel: K) -> K::Out {
     kernel.run()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn has_avx2() -> bool {
-    static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *FOUND.get_or_init(|| {
-        is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("bmi1")
-            && is_x86_feature_detected!("bmi2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("lzcnt")
-            && is_x86_feature_detected!("popcnt")
-    })
 }

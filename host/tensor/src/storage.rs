@@ -82,6 +82,14 @@ impl Storage {
         Storage::charged(op, zeroed_vec::<E>(op, len)?, charge)
     }
 
+    /// `len` elements of whatever numbers the memory holds, charged before anything is allocated: for a
+    /// kernel that writes every one of them. A debug build fills them with NaN, -1 and true, so that a
+    /// kernel that does not shows in its tests.
+    pub(crate) fn unset<E: Element>(op: &'static str, len: usize) -> Result<Storage> {
+        let charge = Charge::take(op, bytes_of::<E>(len))?;
+        Storage::charged(op, unset_vec::<E>(op, len)?, charge)
+    }
+
     fn charged<E: Element>(
         op: &'static str,
         mut values: Vec<E>,
@@ -141,6 +149,40 @@ impl Storage {
 
 fn bytes_of<E: Element>(len: usize) -> u64 {
     (len as u64).saturating_mul(E::DTYPE.size() as u64)
+}
+
+/// A `Vec` of whatever numbers the memory holds, or an error as [`zeroed_vec`]. Truth values, of which not
+/// every byte is one, come as false.
+fn unset_vec<E: Element>(op: &'static str, len: usize) -> Result<Vec<E>> {
+    let freezes = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+    if len == 0 || E::DTYPE == DType::Bool || !freezes || cfg!(miri) {
+        return zeroed_vec(op, len);
+    }
+    let refused = || Error::Memory {
+        op,
+        asked: bytes_of::<E>(len),
+    };
+    let layout = std::alloc::Layout::array::<E>(len).map_err(|_| refused())?;
+    // SAFETY: the layout has a size above zero.
+    let block = unsafe { std::alloc::alloc(layout) };
+    if block.is_null() {
+        return Err(refused());
+    }
+    if cfg!(debug_assertions) {
+        // SAFETY: the block was allocated above with this size.
+        unsafe { block.write_bytes(0xFF, layout.size()) };
+    }
+    // To the compiler, memory fresh from the allocator has no value at all, and reading it would be
+    // undefined. An assembly block that is given the pointer may have written there, so afterwards the
+    // bytes are some number.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: the block has no instructions.
+    unsafe {
+        std::arch::asm!("/* {0} */", in(reg) block, options(nostack, preserves_flags));
+    }
+    // SAFETY: allocated above by the global allocator with the layout of `len` elements; any bytes are
+    // numbers of the three element types that are left.
+    Ok(unsafe { Vec::from_raw_parts(block.cast::<E>(), len, len) })
 }
 
 /// A zeroed `Vec`, or an error where the machine has no such block. Large blocks come from the system

@@ -83,7 +83,7 @@ impl Tensor {
                 &[shape],
             ));
         }
-        with_element!(dtype, E => Tensor::build::<E>(OP, shape, |out| {
+        with_element!(dtype, E => Tensor::build_unset::<E>(OP, shape, |out| {
             for (o, v) in out.iter_mut().zip(values) {
                 *o = E::from_f64(*v);
             }
@@ -106,7 +106,7 @@ impl Tensor {
     ) -> Result<Tensor> {
         with_element!(dtype, E => {
             let value = E::from_f64(value);
-            Tensor::build::<E>(op, shape, |out| out.fill(value))
+            Tensor::build_unset::<E>(op, shape, |out| out.fill(value))
         })
     }
 
@@ -140,6 +140,20 @@ impl Tensor {
         let (layout, mut storage) = blank::<E>(op, shape)?;
         if let Some(out) = storage.slice_mut::<E>() {
             fill(out);
+        }
+        Ok(Tensor::of(storage, layout))
+    }
+
+    /// As [`build`](Tensor::build), for a kernel that writes every element: they come with whatever the
+    /// memory held, which saves a pass over it.
+    pub(crate) fn build_unset<E: Element>(
+        op: &'static str,
+        shape: &[usize],
+        write_all: impl FnOnce(&mut [E]),
+    ) -> Result<Tensor> {
+        let (layout, mut storage) = unset::<E>(op, shape)?;
+        if let Some(out) = storage.slice_mut::<E>() {
+            write_all(out);
         }
         Ok(Tensor::of(storage, layout))
     }
@@ -253,7 +267,7 @@ impl Tensor {
     fn copied(&self, op: &'static str) -> Result<Tensor> {
         with_element!(self.dtype(), E => {
             let source = self.storage_slice::<E>(op)?;
-            Tensor::build::<E>(op, self.shape(), |out| copy_out(source, &self.layout, out))
+            Tensor::build_unset::<E>(op, self.shape(), |out| copy_out(source, &self.layout, out))
         })
     }
 
@@ -386,6 +400,14 @@ impl Tensor {
 fn blank<E: Element>(op: &'static str, shape: &[usize]) -> Result<(Layout, Storage)> {
     let layout = Layout::dense(op, shape)?;
     let storage = Storage::zeroed::<E>(op, layout.numel())?;
+    Ok((layout, storage))
+}
+
+/// A dense layout and its storage, not yet written.
+#[inline(never)]
+fn unset<E: Element>(op: &'static str, shape: &[usize]) -> Result<(Layout, Storage)> {
+    let layout = Layout::dense(op, shape)?;
+    let storage = Storage::unset::<E>(op, layout.numel())?;
     Ok((layout, storage))
 }
 

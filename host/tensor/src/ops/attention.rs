@@ -6,7 +6,7 @@ use crate::autograd::{self, Flow, Gradients, record};
 use crate::dtype::{Element, with_float};
 use crate::error::{Error, Result};
 use crate::gemm::{multiply, rows, transposed};
-use crate::lanes::{Real, max_of, simd_fn, sum_by};
+use crate::lanes::{Real, map_sum, max_of, simd_fn, sum_pairs};
 use crate::layout::{Dims, broadcast_shapes, broadcast_strides};
 use crate::ops;
 use crate::ops::replay::replay;
@@ -73,7 +73,7 @@ pub fn scaled_dot_product_attention(
     let out = with_float!(OP, q.dtype(), T => {
         let [qd, kd, vd] = [dense[0].data::<T>()?, dense[1].data::<T>()?, dense[2].data::<T>()?];
         let bias = Bias::<T>::of(OP, bias, &score_shape)?;
-        Tensor::build::<T>(OP, &out_shape, |out| forward(&sizes, qd, kd, vd, &bias, out))?
+        Tensor::build_unset::<T>(OP, &out_shape, |out| forward(&sizes, qd, kd, vd, &bias, out))?
     });
     let kept: Vec<Tensor> = parents.iter().map(|&p| p.clone()).collect();
     Ok(record(OP, out, &parents, move |flow| {
@@ -217,10 +217,7 @@ simd_fn! {
             }
         }
         let max = max_of(p);
-        for p in p.iter_mut() {
-            *p = (*p - max).fast_exp();
-        }
-        let normaliser = T::ONE / sum_by(p.len(), |i| p[i]);
+        let normaliser = T::ONE / map_sum(p, |p| (p - max).fast_exp());
         for p in p.iter_mut() {
             *p *= normaliser;
         }
@@ -465,7 +462,7 @@ fn backward<T: Element + Real>(
 simd_fn! {
     fn score_gradients<T>(p: &[T], dp: &mut [T], columns: usize) {
         for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {
-            let dot = sum_by(columns, |i| p[i] * dp[i]);
+            let dot = sum_pairs(p, dp, |p, dp| p * dp);
             for (dp, &p) in dp.iter_mut().zip(p) {
                 *dp = p * (*dp - dot);
             }

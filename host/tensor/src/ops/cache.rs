@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
-use crate::lanes::{LANES, Real, max_of, simd_fn, sum_by};
+use crate::lanes::{LANES, Real, max_of, simd_fn, sum_pairs, sum_with};
 use crate::ops::rows::one_float_type;
 use crate::tensor::Tensor;
 use crate::threads::for_blocks;
@@ -208,7 +208,7 @@ simd_fn! {
         for range in sees {
             for key in keys[range.start * features..range.end * features].chunks_exact(features) {
                 for (head, (q, k)) in query.chunks_exact(width).zip(key.chunks_exact(width)).enumerate() {
-                    scores[head * row + at] = sum_by(width, |i| q[i] * k[i]) * scale;
+                    scores[head * row + at] = sum_pairs(q, k, |q, k| q * k) * scale;
                 }
                 at += 1;
             }
@@ -218,7 +218,7 @@ simd_fn! {
             for score in scores.iter_mut() {
                 *score = (*score - max).fast_exp();
             }
-            let share = T::ONE / sum_by(scores.len(), |i| scores[i]);
+            let share = T::ONE / sum_with(scores, |p| p);
             for score in scores.iter_mut() {
                 *score *= share;
             }

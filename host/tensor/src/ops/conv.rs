@@ -68,7 +68,7 @@ pub(crate) fn conv2d_with_bias(
         let bias = bias.map(|b| b.dense(OP)).transpose()?;
         let (xd, wd) = (xd.data::<T>()?, wd.data::<T>()?);
         let bias = bias.as_ref().map(|b| b.data::<T>()).transpose()?;
-        Tensor::build::<T>(OP, &[g.n, g.o, g.oh, g.ow], |y| forward(&g, xd, wd, bias, y))?
+        Tensor::build_unset::<T>(OP, &[g.n, g.o, g.oh, g.ow], |y| forward(&g, xd, wd, bias, y))?
     });
     let (kept_x, kept_w) = (x.clone(), w.clone());
     let mut parents = vec![x, w];
@@ -98,7 +98,7 @@ fn conv2d_input_gradient(dy: &Tensor, w: &Tensor, g: Geometry) -> Result<Tensor>
     let out = with_float!(OP, dy.dtype(), T => {
         let (dyd, wd) = (dy.dense(OP)?, w.dense(OP)?);
         let (dyd, wd) = (dyd.data::<T>()?, wd.data::<T>()?);
-        Tensor::build::<T>(OP, &[g.n, g.c, g.h, g.w], |dx| input_gradient(&g, dyd, wd, dx))?
+        Tensor::build_unset::<T>(OP, &[g.n, g.c, g.h, g.w], |dx| input_gradient(&g, dyd, wd, dx))?
     });
     let (kept_dy, kept_w) = (dy.clone(), w.clone());
     Ok(record(OP, out, &[dy, w], move |flow| {
@@ -120,7 +120,7 @@ fn conv2d_weight_gradient(x: &Tensor, dy: &Tensor, g: Geometry) -> Result<Tensor
         let (xd, dyd) = (x.dense(OP)?, dy.dense(OP)?);
         let (xd, dyd) = (xd.data::<T>()?, dyd.data::<T>()?);
         let shape = [g.o, g.cg(), g.kernel.0, g.kernel.1];
-        Tensor::build::<T>(OP, &shape, |dw| weight_gradient(&g, xd, dyd, dw))?
+        Tensor::build_unset::<T>(OP, &shape, |dw| weight_gradient(&g, xd, dyd, dw))?
     });
     let (kept_x, kept_dy) = (x.clone(), dy.clone());
     Ok(record(OP, out, &[x, dy], move |flow| {

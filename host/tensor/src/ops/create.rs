@@ -32,7 +32,7 @@ pub fn arange(start: f64, stop: f64, step: f64, dtype: DType) -> Result<Tensor> 
     let n = ((stop - start) / step).ceil().max(0.0);
     // `as` saturates; the size check of `build` refuses what is too large.
     let n = n as usize;
-    with_element!(dtype, E => Tensor::build::<E>(OP, &[n], |out| {
+    with_element!(dtype, E => Tensor::build_unset::<E>(OP, &[n], |out| {
         for (i, o) in out.iter_mut().enumerate() {
             *o = E::from_f64(start + i as f64 * step);
         }
@@ -64,7 +64,7 @@ fn convert<A: Element, B: Element>(op: &'static str, t: &Tensor) -> Result<Tenso
     let layout = t.layout();
     let walk = Walk::new(&layout.shape, [(&layout.strides, layout.offset)]);
     let [stride] = walk.inner_strides();
-    Tensor::build::<B>(op, t.shape(), |out| {
+    Tensor::build_unset::<B>(op, t.shape(), |out| {
         let total = out.len();
         for_blocks(out, BLOCK, total, |first, chunk| {
             walk.runs(first..first + chunk.len(), |at, len, [start]| {

@@ -135,7 +135,7 @@ pub(crate) fn map1<A: Element, O: Element, M: Map1<A, O>>(
     let layout = t.layout();
     let walk = Walk::new(&layout.shape, [(&layout.strides, layout.offset)]);
     let [stride] = walk.inner_strides();
-    Tensor::build::<O>(op, t.shape(), |out| {
+    Tensor::build_unset::<O>(op, t.shape(), |out| {
         let total = out.len();
         for_blocks(out, BLOCK, total, |first, chunk| {
             walk.runs(first..first + chunk.len(), |at, len, [start]| {
@@ -171,7 +171,7 @@ pub(crate) fn map2<A: Element, O: Element, M: Map2<A, O>>(
     let (source_b, strides_b, offset_b) = b.read::<A>(op, shape, &mut slot_b)?;
     let walk = Walk::new(shape, [(&strides_a, offset_a), (&strides_b, offset_b)]);
     let strides = walk.inner_strides();
-    Tensor::build::<O>(op, shape, |out| {
+    Tensor::build_unset::<O>(op, shape, |out| {
         let total = out.len();
         for_blocks(out, BLOCK, total, |first, chunk| {
             walk.runs(first..first + chunk.len(), |at, len, [from_a, from_b]| {
@@ -727,7 +727,7 @@ fn select<E: Element>(
         ],
     );
     let strides = walk.inner_strides();
-    Tensor::build::<E>(op, shape, |out| {
+    Tensor::build_unset::<E>(op, shape, |out| {
         let total = out.len();
         for_blocks(out, BLOCK, total, |first, chunk| {
             walk.runs(first..first + chunk.len(), |at, len, [fc, fa, fb]| {

@@ -66,7 +66,7 @@ pub fn take(t: &Tensor, indices: &Tensor, axis: isize) -> Result<Tensor> {
     let source = t.dense(OP)?;
     let out = with_element!(t.dtype(), E => {
         let from = source.data::<E>()?;
-        Tensor::build::<E>(OP, &shape, |out| {
+        Tensor::build_unset::<E>(OP, &shape, |out| {
             let (total, inner) = (out.len(), around.inner.max(1));
             let rows_per_block = (16 * 1024 / inner).max(1);
             for_blocks(out, rows_per_block * inner, total, |first, block| {
@@ -141,7 +141,7 @@ pub fn take_along_axis(t: &Tensor, indices: &Tensor, axis: isize) -> Result<Tens
     let source = t.dense(OP)?;
     let out = with_element!(t.dtype(), E => {
         let from = source.data::<E>()?;
-        Tensor::build::<E>(OP, indices.shape(), |out| {
+        Tensor::build_unset::<E>(OP, indices.shape(), |out| {
             let total = out.len();
             for_blocks(out, 16 * 1024, total, |first, block| {
                 for (i, o) in block.iter_mut().enumerate() {

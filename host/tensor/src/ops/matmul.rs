@@ -122,7 +122,7 @@ fn product<E: Element>(
         source: source_b,
         at: &|index| item(index, b, &strides_b),
     };
-    Tensor::build::<E>(op, shape, |out| {
+    Tensor::build_unset::<E>(op, shape, |out| {
         tiles([m, k, n], batch, left, right, None, out)
     })
 }
@@ -180,7 +180,7 @@ struct Factor<'a, E> {
     at: &'a (dyn Fn(usize) -> Matrix + Sync),
 }
 
-/// out[i] = left[i] right[i] + bias for each item of the batch, `out` dense [batch, m, n] and zero.
+/// out[i] = left[i] right[i] + bias for each item of the batch, `out` dense [batch, m, n] and overwritten.
 fn tiles<E: Element>(
     [m, k, n]: [usize; 3],
     batch: usize,
@@ -198,6 +198,9 @@ fn tiles<E: Element>(
         }
     }
     if k == 0 {
+        if bias.is_none() {
+            out.fill(E::default());
+        }
         return;
     }
     let tile = tile(m, k, n);

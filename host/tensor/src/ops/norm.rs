@@ -3,7 +3,7 @@
 use crate::autograd::{self, record};
 use crate::dtype::{Element, with_float};
 use crate::error::{Error, Result};
-use crate::lanes::{Real, simd_fn, sum_by};
+use crate::lanes::{Real, simd_fn, sum_pairs, sum_with};
 use crate::ops;
 use crate::ops::replay::replay;
 use crate::ops::rows::{axis_of, one_float_type, rows_per_block, signed};
@@ -131,13 +131,13 @@ fn with_batch(
         let data = dense.data::<T>()?;
         let count = shape.each() as f64;
         let sums = channel_sums(data, shape);
-        let mean = Tensor::build::<T>(op, &[shape.channels], |out| {
+        let mean = Tensor::build_unset::<T>(op, &[shape.channels], |out| {
             for (o, sum) in out.iter_mut().zip(&sums) {
                 *o = T::of(sum / count);
             }
         })?;
         let squares = channel_squares(data, shape, mean.data::<T>()?);
-        let variance = Tensor::build::<T>(op, &[shape.channels], |out| {
+        let variance = Tensor::build_unset::<T>(op, &[shape.channels], |out| {
             for (o, sum) in out.iter_mut().zip(&squares) {
                 *o = T::of(sum / count);
             }
@@ -180,7 +180,7 @@ fn with_batch(
                     (0..shape.channels).map(|c| T::of(-scales[c] * pairs[c].0 / count)).collect();
                 let scale: Vec<T> = scales.iter().map(|&s| T::of(s)).collect();
                 let parts = [m, &factor, &shift, &scale];
-                Some(Tensor::build::<T>(op, source.shape(), |dx| {
+                Some(Tensor::build_unset::<T>(op, source.shape(), |dx| {
                     channelwise(dx, shape, |first, dx| {
                         let range = first..first + dx.len();
                         combine(&data[range.clone()], &g[range], first, shape, &parts, dx);
@@ -272,7 +272,7 @@ fn with_stats(
                 let zero = vec![T::ZERO; shape.channels];
                 let scale: Vec<T> = scales.iter().map(|&s| T::of(s)).collect();
                 let parts = [m, &zero, &zero, &scale];
-                gradients[0] = Some(Tensor::build::<T>(op, dense.shape(), |dx| {
+                gradients[0] = Some(Tensor::build_unset::<T>(op, dense.shape(), |dx| {
                     channelwise(dx, shape, |first, dx| {
                         let range = first..first + dx.len();
                         combine(&data[range.clone()], &g[range], first, shape, &parts, dx);
@@ -346,7 +346,7 @@ fn normalise<T: Element + Real>(
         None => &zero,
     };
     let parts = [mean.data::<T>()?, &scale, shift, &zero];
-    Tensor::build::<T>(op, x.shape(), |y| {
+    Tensor::build_unset::<T>(op, x.shape(), |y| {
         channelwise(y, shape, |first, y| {
             let x = &data[first..first + y.len()];
             affine_block(x, first, shape, &parts, y);
@@ -481,8 +481,8 @@ simd_fn! {
             let at = (n * shape.channels + c) * shape.rest;
             let (x, g) = (&x[at..at + shape.rest], &g[at..at + shape.rest]);
             for (x, g) in x.chunks(RUN).zip(g.chunks(RUN)) {
-                sums.0 += sum_by(g.len(), |i| g[i]).to_f64();
-                sums.1 += sum_by(g.len(), |i| g[i] * (x[i] - mean)).to_f64();
+                sums.0 += sum_with(g, |g| g).to_f64();
+                sums.1 += sum_pairs(g, x, |g, x| g * (x - mean)).to_f64();
             }
         }
         sums
@@ -495,7 +495,7 @@ simd_fn! {
         for n in 0..shape.samples {
             let at = (n * shape.channels + c) * shape.rest;
             for x in x[at..at + shape.rest].chunks(RUN) {
-                sum += sum_by(x.len(), |i| x[i]).to_f64();
+                sum += sum_with(x, |x| x).to_f64();
             }
         }
         sum
@@ -508,7 +508,7 @@ simd_fn! {
         for n in 0..shape.samples {
             let at = (n * shape.channels + c) * shape.rest;
             for x in x[at..at + shape.rest].chunks(RUN) {
-                sum += sum_by(x.len(), |i| (x[i] - mean) * (x[i] - mean)).to_f64();
+                sum += sum_with(x, |x| (x - mean) * (x - mean)).to_f64();
             }
         }
         sum
@@ -616,7 +616,7 @@ pub fn layer_norm(
     let y = with_float!(OP, x.dtype(), T => {
         let data = source.data::<T>()?;
         let (w, b) = (slice::<T>(&w)?, slice::<T>(&b)?);
-        Tensor::build::<T>(OP, source.shape(), |y| {
+        Tensor::build_unset::<T>(OP, source.shape(), |y| {
             let total = y.len();
             for_blocks(y, rows_per_block(length) * length, total, |first, y| {
                 layer_rows(&data[first..first + y.len()], length, w, b, eps, y);
@@ -640,7 +640,7 @@ pub fn layer_norm(
             let w = slice::<T>(&w)?;
             let block = layer_block(data.len(), length);
             let mut parts = Vec::new();
-            let dx = Tensor::build::<T>(OP, source.shape(), |dx| {
+            let dx = Tensor::build_unset::<T>(OP, source.shape(), |dx| {
                 parts = layer_back(data, g, length, block, w, eps, dx);
             })?;
             let fill = |which: fn(&Partial<T>) -> &Vec<T>| {
@@ -708,12 +708,12 @@ fn moments<T: Real>(x: &[T], eps: f64) -> (T, T) {
     let count = x.len() as f64;
     let mut sum = 0.0;
     for run in x.chunks(RUN) {
-        sum += sum_by(run.len(), |i| run[i]).to_f64();
+        sum += sum_with(run, |x| x).to_f64();
     }
     let mean = T::of(sum / count);
     let mut squares = 0.0;
     for run in x.chunks(RUN) {
-        squares += sum_by(run.len(), |i| (run[i] - mean) * (run[i] - mean)).to_f64();
+        squares += sum_with(run, |x| (x - mean) * (x - mean)).to_f64();
     }
     (mean, T::of(1.0 / (squares / count + eps).sqrt()))
 }
@@ -722,17 +722,26 @@ simd_fn! {
     fn layer_rows<T>(x: &[T], length: usize, w: Option<&[T]>, b: Option<&[T]>, eps: f64, y: &mut [T]) {
         for (x, y) in x.chunks_exact(length).zip(y.chunks_exact_mut(length)) {
             let (mean, inverse) = moments(x, eps);
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = (x - mean) * inverse;
-            }
-            if let Some(w) = w {
-                for (y, &w) in y.iter_mut().zip(w) {
-                    *y *= w;
+            match (w, b) {
+                (Some(w), Some(b)) => {
+                    for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                        *y = (x - mean) * inverse * w + b;
+                    }
                 }
-            }
-            if let Some(b) = b {
-                for (y, &b) in y.iter_mut().zip(b) {
-                    *y += b;
+                (Some(w), None) => {
+                    for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
+                        *y = (x - mean) * inverse * w;
+                    }
+                }
+                (None, Some(b)) => {
+                    for ((y, &x), &b) in y.iter_mut().zip(x).zip(b) {
+                        *y = (x - mean) * inverse + b;
+                    }
+                }
+                (None, None) => {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = (x - mean) * inverse;
+                    }
                 }
             }
         }
@@ -811,8 +820,8 @@ simd_fn! {
                 }
                 None => dx.copy_from_slice(g),
             }
-            let first = sum_by(length, |i| dx[i]) * inverse_count;
-            let second = sum_by(length, |i| dx[i] * ((x[i] - mean) * inverse)) * inverse_count;
+            let first = sum_with(dx, |dx| dx) * inverse_count;
+            let second = sum_pairs(dx, x, |dx, x| dx * ((x - mean) * inverse)) * inverse_count;
             for (dx, &x) in dx.iter_mut().zip(x) {
                 *dx = (*dx - first - (x - mean) * inverse * second) * inverse;
             }

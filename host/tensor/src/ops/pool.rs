@@ -27,7 +27,7 @@ pub(crate) fn max_pool2d(
     let dense = x.dense(OP)?;
     let out = with_float!(OP, x.dtype(), T => {
         let data = dense.data::<T>()?;
-        Tensor::build::<T>(OP, &shape, |y| max_forward(&g, data, y))?
+        Tensor::build_unset::<T>(OP, &shape, |y| max_forward(&g, data, y))?
     });
     Ok(record(OP, out, &[x], move |flow| {
         Ok(vec![Some(give_to_largest(&dense, &flow.grad, g, shape)?)])
@@ -41,7 +41,7 @@ fn give_to_largest(x: &Tensor, dy: &Tensor, g: Windows, shape: [usize; 4]) -> Re
     let dense = dy.dense(OP)?;
     let out = with_float!(OP, x.dtype(), T => {
         let (data, dy) = (x.data::<T>()?, dense.data::<T>()?);
-        Tensor::build::<T>(OP, x.shape(), |dx| max_backward(&g, data, dy, dx))?
+        Tensor::build_unset::<T>(OP, x.shape(), |dx| max_backward(&g, data, dy, dx))?
     });
     let x = x.clone();
     Ok(record(OP, out, &[dy], move |flow| {
@@ -55,7 +55,7 @@ fn take_largest(x: &Tensor, u: &Tensor, g: Windows, shape: [usize; 4]) -> Result
     let dense = u.dense(OP)?;
     let out = with_float!(OP, x.dtype(), T => {
         let (data, u) = (x.data::<T>()?, dense.data::<T>()?);
-        Tensor::build::<T>(OP, &shape, |y| {
+        Tensor::build_unset::<T>(OP, &shape, |y| {
             planes(data, g.h * g.w, y, g.oh * g.ow, |index, x, y| {
                 let u = &u[index * g.h * g.w..];
                 for (i, y) in y.iter_mut().enumerate() {
@@ -96,7 +96,7 @@ fn average(
     let dense = x.dense(op)?;
     let out = with_float!(op, x.dtype(), T => {
         let data = dense.data::<T>()?;
-        Tensor::build::<T>(op, &shape, |y| average_forward(&g, data, y))?
+        Tensor::build_unset::<T>(op, &shape, |y| average_forward(&g, data, y))?
     });
     Ok(record(op, out, &[x], move |flow| {
         Ok(vec![Some(average_gradient(&flow.grad, g, outer)?)])
@@ -109,7 +109,7 @@ fn average_gradient(dy: &Tensor, g: Windows, outer: [usize; 2]) -> Result<Tensor
     let dense = dy.dense(OP)?;
     let out = with_float!(OP, dy.dtype(), T => {
         let data = dense.data::<T>()?;
-        Tensor::build::<T>(OP, &[outer[0], outer[1], g.h, g.w], |dx| average_backward(&g, data, dx))?
+        Tensor::build_unset::<T>(OP, &[outer[0], outer[1], g.h, g.w], |dx| average_backward(&g, data, dx))?
     });
     let shape = [outer[0], outer[1], g.oh, g.ow];
     Ok(record(OP, out, &[dy], move |flow| {

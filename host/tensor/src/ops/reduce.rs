@@ -178,9 +178,22 @@ impl<E: Summed> Kernel for AddRows<'_, E> {
     #[inline(always)]
     fn run(self) {
         let width = self.totals.len();
-        for i in 0..self.count {
-            let row = &self.rows[i * self.stride..][..width];
-            for (total, x) in self.totals.iter_mut().zip(row) {
+        let row = |i: usize| &self.rows[i * self.stride..][..width];
+        // Four rows a pass, in order: the totals are loaded and stored once for the four.
+        let whole = self.count / 4 * 4;
+        for i in (0..whole).step_by(4) {
+            let rows = row(i)
+                .iter()
+                .zip(row(i + 1))
+                .zip(row(i + 2))
+                .zip(row(i + 3));
+            for (total, (((a, b), c), d)) in self.totals.iter_mut().zip(rows) {
+                let two = E::join(E::join(*total, a.widen()), b.widen());
+                *total = E::join(E::join(two, c.widen()), d.widen());
+            }
+        }
+        for i in whole..self.count {
+            for (total, x) in self.totals.iter_mut().zip(row(i)) {
                 *total = E::join(*total, x.widen());
             }
         }
@@ -242,7 +255,7 @@ fn sum_marked<E: Summed>(
     let outputs: usize = kept_sizes.iter().product();
     if over_stride == 1 || count == 1 {
         // Runs lie along the summed axes.
-        return Tensor::build::<E>(op, shape, |out| {
+        return Tensor::build_unset::<E>(op, shape, |out| {
             let partial = |at: usize, range: std::ops::Range<usize>| {
                 let mut total = E::Total::default();
                 over.runs(range, |_, len, [start]| {
@@ -283,7 +296,7 @@ fn sum_marked<E: Summed>(
                 });
             });
         };
-        return Tensor::build::<E>(op, shape, |out| {
+        return Tensor::build_unset::<E>(op, shape, |out| {
             let place = |row: usize| kept.place(row * width)[0];
             if outputs <= COLUMNS && t.numel() >= 4 * PART {
                 // Few long columns: split the rows, and join the parts in order.

@@ -3,7 +3,7 @@
 use crate::autograd::{self, record, record_keeping_output};
 use crate::dtype::{DType, with_float};
 use crate::error::{Error, Result};
-use crate::lanes::{Real, max_of, simd_fn, sum_by};
+use crate::lanes::{Real, map_sum, max_of, simd_fn, sum_pairs, sum_with};
 use crate::ops;
 use crate::ops::replay::replay;
 use crate::ops::rows::{axis_back, axis_last, axis_of, one_float_type, rows_per_block};
@@ -36,7 +36,7 @@ fn normalised(op: &'static str, t: &Tensor, axis: isize, log: bool) -> Result<Te
     let length = t.shape()[axis];
     let out = with_float!(op, t.dtype(), T => {
         let x = source.data::<T>()?;
-        Tensor::build::<T>(op, source.shape(), |y| {
+        Tensor::build_unset::<T>(op, source.shape(), |y| {
             let total = y.len().saturating_mul(EXP_COST);
             for_blocks(y, rows_per_block(length) * length, total, |first, y| {
                 let x = &x[first..first + y.len()];
@@ -64,7 +64,7 @@ fn normalised(op: &'static str, t: &Tensor, axis: isize, log: bool) -> Result<Te
         let (y, g) = (axis_last(op, y, axis)?, axis_last(op, g, axis)?);
         let gradient = with_float!(op, y.dtype(), T => {
             let (y, g) = (y.data::<T>()?, g.data::<T>()?);
-            Tensor::build::<T>(op, source_shape(&flow.grad, axis).as_slice(), |dx| {
+            Tensor::build_unset::<T>(op, source_shape(&flow.grad, axis).as_slice(), |dx| {
                 let total = dx.len().saturating_mul(if log { EXP_COST } else { 2 });
                 for_blocks(dx, rows_per_block(length) * length, total, |first, dx| {
                     let range = first..first + dx.len();
@@ -97,10 +97,8 @@ simd_fn! {
 #[inline(always)]
 pub(crate) fn softmax_row<T: Real>(x: &[T], y: &mut [T]) {
     let max = max_of(x);
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = (x - max).fast_exp();
-    }
-    let scale = T::ONE / sum_by(y.len(), |i| y[i]);
+    y.copy_from_slice(x);
+    let scale = T::ONE / map_sum(y, |x| (x - max).fast_exp());
     for y in y.iter_mut() {
         *y *= scale;
     }
@@ -109,7 +107,7 @@ pub(crate) fn softmax_row<T: Real>(x: &[T], y: &mut [T]) {
 simd_fn! {
     fn softmax_rows_back<T>(y: &[T], g: &[T], length: usize, dx: &mut [T]) {
         for ((y, g), dx) in y.chunks_exact(length).zip(g.chunks_exact(length)).zip(dx.chunks_exact_mut(length)) {
-            let dot = sum_by(length, |i| y[i] * g[i]);
+            let dot = sum_pairs(y, g, |y, g| y * g);
             for ((dx, &y), &g) in dx.iter_mut().zip(y).zip(g) {
                 *dx = y * (g - dot);
             }
@@ -121,7 +119,7 @@ simd_fn! {
 #[inline(always)]
 fn log_sum_exp<T: Real>(x: &[T]) -> (T, T) {
     let max = max_of(x);
-    (max, sum_by(x.len(), |i| (x[i] - max).fast_exp()).log())
+    (max, sum_with(x, |x| (x - max).fast_exp()).log())
 }
 
 simd_fn! {
@@ -138,7 +136,7 @@ simd_fn! {
 simd_fn! {
     fn log_softmax_rows_back<T>(y: &[T], g: &[T], length: usize, dx: &mut [T]) {
         for ((y, g), dx) in y.chunks_exact(length).zip(g.chunks_exact(length)).zip(dx.chunks_exact_mut(length)) {
-            let sum = sum_by(length, |i| g[i]);
+            let sum = sum_with(g, |g| g);
             for ((dx, &y), &g) in dx.iter_mut().zip(y).zip(g) {
                 *dx = g - y.fast_exp() * sum;
             }
@@ -214,7 +212,7 @@ fn against_classes(
         let (x, t) = (dense.data::<T>()?, target.data::<i64>()?);
         let normaliser = normalisers::<T>(op, x, classes, target.shape())?;
         let z = normaliser.data::<T>()?;
-        let loss = Tensor::build::<T>(op, target.shape(), |loss| {
+        let loss = Tensor::build_unset::<T>(op, target.shape(), |loss| {
             for (row, ((loss, &z), &t)) in loss.iter_mut().zip(z).zip(t).enumerate() {
                 *loss = z - x[row * classes + t as usize];
             }
@@ -240,7 +238,7 @@ fn against_classes(
         let gradient = with_float!(op, kept.dtype(), T => {
             let (x, z, g) = (dense.data::<T>()?, normaliser.data::<T>()?, g.data::<T>()?);
             let t = target.data::<i64>()?;
-            Tensor::build::<T>(op, kept.shape(), |dx| {
+            Tensor::build_unset::<T>(op, kept.shape(), |dx| {
                 let total = dx.len().saturating_mul(EXP_COST);
                 for_blocks(dx, rows_per_block(classes) * classes, total, |first, dx| {
                     let rows = first / classes..(first + dx.len()) / classes;
@@ -274,7 +272,7 @@ fn against_distribution(
         let (x, p) = (dense.data::<T>()?, p.data::<T>()?);
         let normaliser = normalisers::<T>(op, x, classes, rows)?;
         let z = normaliser.data::<T>()?;
-        let loss = Tensor::build::<T>(op, rows, |loss| {
+        let loss = Tensor::build_unset::<T>(op, rows, |loss| {
             for_blocks(loss, rows_per_block(classes), x.len(), |first, loss| {
                 let range = first * classes..(first + loss.len()) * classes;
                 expected_loss(&x[range.clone()], &p[range], &z[first..], classes, loss);
@@ -295,7 +293,7 @@ fn against_distribution(
             let (x, p, z) = (dense.data::<T>()?, p.data::<T>()?, normaliser.data::<T>()?);
             let g = g.data::<T>()?;
             let each = |work: RowKernel<T>| {
-                Tensor::build::<T>(op, kept.shape(), |out| {
+                Tensor::build_unset::<T>(op, kept.shape(), |out| {
                     let total = out.len().saturating_mul(EXP_COST);
                     for_blocks(out, rows_per_block(classes) * classes, total, |first, out| {
                         let range = first..first + out.len();
@@ -321,7 +319,7 @@ fn normalisers<T: Real + crate::dtype::Element>(
     classes: usize,
     shape: &[usize],
 ) -> Result<Tensor> {
-    Tensor::build::<T>(op, shape, |out| {
+    Tensor::build_unset::<T>(op, shape, |out| {
         let total = x.len().saturating_mul(EXP_COST);
         for_blocks(out, rows_per_block(classes), total, |first, out| {
             log_sums(
@@ -357,7 +355,7 @@ simd_fn! {
 simd_fn! {
     fn expected_loss<T>(x: &[T], p: &[T], z: &[T], classes: usize, out: &mut [T]) {
         for (((x, p), &z), out) in x.chunks_exact(classes).zip(p.chunks_exact(classes)).zip(z).zip(out) {
-            *out = sum_by(classes, |i| p[i] * (z - x[i]));
+            *out = sum_pairs(p, x, |p, x| p * (z - x));
         }
     }
 }
@@ -368,7 +366,7 @@ simd_fn! {
             x.chunks_exact(classes).zip(p.chunks_exact(classes)).zip(out.chunks_exact_mut(classes)).enumerate()
         {
             let (z, g) = (z[row], g[row]);
-            let mass = sum_by(classes, |i| p[i]);
+            let mass = sum_with(p, |p| p);
             for ((out, &x), &p) in out.iter_mut().zip(x).zip(p) {
                 *out = g * ((x - z).fast_exp() * mass - p);
             }

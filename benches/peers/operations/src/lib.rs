@@ -1,0 +1,92 @@
+//! A trainer that does one operation a step, on tensors made before the first: benches/peers times the step.
+
+use espalier_sdk::parameters::AdamOptions;
+use espalier_sdk::{
+    Batch, Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo,
+    StepReport, Tensor, Trainer, random,
+};
+
+/// Which operation.
+#[derive(Choice, Clone, Copy, PartialEq)]
+enum Work {
+    Matmul,
+    Tanh,
+    Softmax,
+    LayerNorm,
+    SumLast,
+    SumFirst,
+    Adam,
+}
+
+/// Options under `[trainer.with]`.
+#[derive(Options)]
+struct Settings {
+    /// Which operation a step does.
+    #[option(default = Work::Matmul)]
+    work: Work,
+    /// Rows and columns of the factors of a matrix product.
+    #[option(default = 512, min = 1)]
+    size: u64,
+}
+
+struct Operations {
+    work: Work,
+    operands: Vec<Tensor>,
+    names: Vec<String>,
+}
+
+impl Trainer for Operations {
+    type Options = Settings;
+
+    fn new(_run: &RunInfo, settings: Settings) -> Result<Self, Error> {
+        let normal = |key: u64, shape: &[u32]| random::normal(&[key], shape);
+        let n = u32::try_from(settings.size)
+            .map_err(|_| Error::invalid_option("`size` is at most 2^32 - 1"))?;
+        let names = ParameterSet::main().trainable();
+        let operands = match settings.work {
+            Work::Matmul => vec![normal(1, &[n, n]), normal(2, &[n, n])],
+            Work::Tanh => (1..=3).map(|key| normal(key, &[1 << 20])).collect(),
+            Work::LayerNorm => vec![
+                normal(1, &[4096, 512]),
+                normal(2, &[512]),
+                normal(3, &[512]),
+            ],
+            Work::Softmax | Work::SumLast | Work::SumFirst => vec![normal(1, &[4096, 512])],
+            Work::Adam => ParameterSet::main()
+                .values(&names)
+                .iter()
+                .map(|value| normal(1, &value.shape()))
+                .collect(),
+        };
+        Ok(Operations {
+            work: settings.work,
+            operands,
+            names,
+        })
+    }
+
+    fn step(&mut self, _at: &StepInfo) -> StepReport {
+        let t = &self.operands;
+        match self.work {
+            Work::Matmul => drop(t[0].matmul(&t[1])),
+            Work::Tanh => drop((&(&t[0] * &t[1]) + &t[2]).tanh()),
+            Work::Softmax => drop(t[0].softmax(-1)),
+            Work::LayerNorm => drop(t[0].layer_norm(&[-1], Some(&t[1]), Some(&t[2]), 1e-5)),
+            Work::SumLast => drop(t[0].sum(&[-1])),
+            Work::SumFirst => drop(t[0].sum(&[0])),
+            Work::Adam => ParameterSet::main().adam(&self.names, t, AdamOptions::default()),
+        }
+        StepReport::new(0.0, 1)
+    }
+
+    fn objective(&self, batch: &Batch) -> Tensor {
+        let output = Model::main().forward(batch.fields(), Mode::Train);
+        output.cross_entropy(batch.targets())
+    }
+
+    fn predict(&self, batch: &Batch) -> Prediction {
+        Prediction::logits(Model::main().forward(batch.fields(), Mode::Eval))
+    }
+}
+
+espalier_sdk::export!(trainer: Operations);
