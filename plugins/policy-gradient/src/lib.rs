@@ -1,9 +1,9 @@
 //! Trainer: policy gradients for verified responses and for worlds to act in.
 //!
 //! For an environment with tasks: an optional warm start on known solutions, then in every step responses to some
-//! prompts, verdicts, advantages from the run's normaliser, and one or more updates on them ([`tasks`]). For a world:
+//! prompts, verdicts, advantages from the run's normaliser, and one or more updates on them (`tasks.rs`). For a world:
 //! a categorical or Gaussian policy, a value network of this plugin's own and generalised advantage estimation
-//! ([`world`]). Both share the losses ([`loss`]).
+//! (`world.rs`). Both share the losses (`loss.rs`).
 //!
 //! REINFORCE is Williams 1992; PPO Schulman et al. 2017; group-wise sampling without a value network Shao et al. 2024
 //! (section 4.1); the gradient-preserving clip Klear-Reasoner (arXiv 2508.07629).
