@@ -134,6 +134,17 @@ pub fn project(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> 
     })
 }
 
+/// Self-attention of `qkv[n, t, 3 f]`, which holds queries, keys and values side by side, each `heads` times
+/// f / heads wide: [n, t, f], heads side by side. As [`crate::ops::scaled_dot_product_attention`] on the parts,
+/// which are not copied apart.
+///
+/// # Errors
+/// [`Error::Shape`] where the last axis is not three times a multiple of `heads`; [`Error::DType`],
+/// [`Error::Budget`].
+pub fn self_attention(qkv: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+    ops::attention::self_attention(qkv, heads, causal)
+}
+
 /// [`crate::ops::conv2d`] plus `bias[o]` per output channel, without a pass of its own.
 ///
 /// # Errors

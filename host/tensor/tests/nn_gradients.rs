@@ -276,6 +276,67 @@ fn attention() {
 }
 
 #[test]
+fn self_attention() {
+    check("self-attention", &[&[2, 3, 12]], &|x| {
+        nn::self_attention(&x[0], 2, false)
+    });
+    check("causal self-attention", &[&[2, 4, 6]], &|x| {
+        nn::self_attention(&x[0], 1, true)
+    });
+}
+
+#[test]
+fn self_attention_agrees_with_attention_on_its_parts() {
+    // Around the block of 64 queries; more than one thread's worth; one head and several.
+    for (case, (n, t, heads, width)) in [
+        (1, 1, 1, 1),
+        (2, 5, 3, 2),
+        (3, 63, 2, 7),
+        (2, 64, 4, 16),
+        (1, 65, 2, 3),
+        (2, 130, 1, 8),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let causal = case % 2 == 1;
+        let f = heads * width;
+        let stacked = random(&[case as u64], &[n, t, 3 * f]).with_requires_grad();
+        let u = random(&[case as u64, 1], &[n, t, f]);
+        let apart = |x: &Tensor, at: usize| {
+            let part = ops::slice(x, 2, (at * f) as isize, ((at + 1) * f) as isize).unwrap();
+            let shape = [n, t, heads, width].map(|size| size as i64);
+            ops::permute_dims(&ops::reshape(&part, &shape).unwrap(), &[0, 2, 1, 3]).unwrap()
+        };
+        let parts = [0, 1, 2].map(|at| apart(&stacked, at));
+        let [q, k, v] = &parts;
+        let mixed = ops::scaled_dot_product_attention(q, k, v, None, causal).unwrap();
+        let mixed = ops::permute_dims(&mixed, &[0, 2, 1, 3]).unwrap();
+        let want = ops::reshape(&mixed, &[n, t, f].map(|size| size as i64)).unwrap();
+        let got = nn::self_attention(&stacked, heads, causal).unwrap();
+        let name = format!("self-attention {n} {t} {heads} {width}");
+        let list = |t: &Tensor| t.to_list().unwrap();
+        near(&name, "values", &list(&got), &list(&want), 1e-3);
+        let gradient =
+            |y: &Tensor| list(&grad(&[y], &[Some(&u)], &[&stacked], false, false).unwrap()[0]);
+        near(&name, "gradients", &gradient(&got), &gradient(&want), 1e-3);
+    }
+    let mut values = vec![0.5; 2 * 3 * 6];
+    values[3] = f64::NAN;
+    let poisoned = Tensor::from_f64s(&values, &[2, 3, 6], DType::F64).unwrap();
+    let y = nn::self_attention(&poisoned, 1, false)
+        .unwrap()
+        .to_list()
+        .unwrap();
+    assert!(
+        y[..6].iter().all(|v| v.is_nan()),
+        "a NaN key reaches its sample"
+    );
+    assert!(y[6..].iter().all(|v| v.is_finite()), "and no other");
+    assert!(nn::self_attention(&poisoned, 4, false).is_err());
+}
+
+#[test]
 fn recurrence() {
     check("lstm", &[&[2, 3, 2], &[8, 2], &[8, 2], &[8], &[8]], &|x| {
         nn::lstm(&x[0], &x[1], &x[2], Some(&x[3]), Some(&x[4]))

@@ -965,6 +965,10 @@ fn attention(
     let wanted = pass.wanted.contains(&"probabilities");
     let compute = || -> espalier_tensor::Result<(Tensor, Option<Tensor>)> {
         let qkv = nn::linear(x, &in_w, Some(&in_b))?;
+        if !wanted {
+            let mixed = nn::self_attention(&qkv, heads, causal)?;
+            return Ok((nn::linear(&mixed, &out_w, Some(&out_b))?, None));
+        }
         let qkv = ops::reshape(&qkv, &[n, steps, 3, heads, width].map(|size| size as i64))?;
         let qkv = ops::permute_dims(&qkv, &[2, 0, 3, 1, 4])?;
         let part = |at: isize| {
@@ -974,27 +978,20 @@ fn attention(
             )
         };
         let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-        let (mixed, probabilities) = if wanted {
-            // Composed, because the fused operation never holds the probabilities; last bits may differ.
-            let scores = ops::matmul(&q, &ops::permute_dims(&k, &[0, 1, 3, 2])?)?;
-            let mut scores = ops::divide(&scores, (width as f64).sqrt())?;
-            if causal {
-                let row =
-                    ops::reshape(&ops::arange(0.0, steps as f64, 1.0, DType::I64)?, &[-1, 1])?;
-                let column = ops::reshape(&row, &[1, -1])?;
-                scores = ops::where_(&ops::less(&row, &column)?, f64::NEG_INFINITY, &scores)?;
-            }
-            let probabilities = ops::softmax(&scores, -1)?;
-            (ops::matmul(&probabilities, &v)?, Some(probabilities))
-        } else {
-            (
-                ops::scaled_dot_product_attention(&q, &k, &v, None, causal)?,
-                None,
-            )
-        };
+        // Composed, because the fused operation never holds the probabilities; last bits may differ.
+        let scores = ops::matmul(&q, &ops::permute_dims(&k, &[0, 1, 3, 2])?)?;
+        let mut scores = ops::divide(&scores, (width as f64).sqrt())?;
+        if causal {
+            let row = ops::reshape(&ops::arange(0.0, steps as f64, 1.0, DType::I64)?, &[-1, 1])?;
+            let column = ops::reshape(&row, &[1, -1])?;
+            scores = ops::where_(&ops::less(&row, &column)?, f64::NEG_INFINITY, &scores)?;
+        }
+        let probabilities = ops::softmax(&scores, -1)?;
+        let mixed = ops::matmul(&probabilities, &v)?;
         let joined = ops::permute_dims(&mixed, &[0, 2, 1, 3])?.contiguous()?;
         let joined = ops::reshape(&joined, &[n, steps, features].map(|size| size as i64))?;
-        Ok((nn::linear(&joined, &out_w, Some(&out_b))?, probabilities))
+        let out = nn::linear(&joined, &out_w, Some(&out_b))?;
+        Ok((out, Some(probabilities)))
     };
     let (out, probabilities) = compute().map_err(fail)?;
     if let Some(probabilities) = probabilities {

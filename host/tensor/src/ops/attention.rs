@@ -5,14 +5,14 @@ use rayon::prelude::*;
 use crate::autograd::{self, Flow, Gradients, record};
 use crate::dtype::{Element, with_float};
 use crate::error::{Error, Result};
-use crate::gemm::{multiply, rows, transposed};
+use crate::gemm::{Mat, multiply, rows, transposed};
 use crate::lanes::{Real, map_sum, max_of, simd_fn, sum_pairs};
 use crate::layout::{Dims, broadcast_shapes, broadcast_strides};
 use crate::ops;
 use crate::ops::replay::replay;
 use crate::ops::rows::one_float_type;
 use crate::tensor::Tensor;
-use crate::threads::SERIAL_LIMIT;
+use crate::threads::{SERIAL_LIMIT, for_blocks};
 
 /// softmax(q kT / sqrt(d) + bias) v for q[.., t, d], k[.., s, d], v[.., s, e]: [.., t, e].
 ///
@@ -467,6 +467,228 @@ simd_fn! {
                 *dp = p * (*dp - dot);
             }
         }
+    }
+}
+
+/// Self-attention of `qkv[n, t, 3 f]`, which holds queries, keys and values side by side, each `heads` times
+/// f / heads wide: [n, t, f], heads side by side. The kernels read heads where they lie.
+///
+/// # Errors
+/// [`Error::Shape`] where the last axis is not three times a multiple of `heads`; [`Error::DType`],
+/// [`Error::Budget`].
+pub(crate) fn self_attention(qkv: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+    const OP: &str = "self_attention";
+    one_float_type(OP, &[qkv])?;
+    let &[n, t, stacked] = qkv.shape() else {
+        return Err(Error::shape(OP, "needs [n, t, 3 f]", &[qkv.shape()]));
+    };
+    if heads == 0 || stacked % (3 * heads) != 0 {
+        return Err(Error::shape(
+            OP,
+            format!("the last axis must be 3 times a multiple of the {heads} heads"),
+            &[qkv.shape()],
+        ));
+    }
+    let packed = Packed {
+        n,
+        heads,
+        sizes: Sizes {
+            batch: n * heads,
+            t,
+            s: t,
+            d: stacked / (3 * heads),
+            e: stacked / (3 * heads),
+            causal,
+        },
+    };
+    let source = qkv.dense(OP)?;
+    let out = with_float!(OP, qkv.dtype(), T => {
+        let data = source.data::<T>()?;
+        Tensor::build_unset::<T>(OP, &[n, t, stacked / 3], |out| packed.forward(data, out))?
+    });
+    let kept = qkv.clone();
+    Ok(record(OP, out, &[qkv], move |flow| {
+        if autograd::grad_enabled() {
+            return replay(flow, &[&kept], |p| packed.composed(&p[0]));
+        }
+        let dy = flow.grad.dense(OP)?;
+        let gradient = with_float!(OP, source.dtype(), T => {
+            let (data, dy) = (source.data::<T>()?, dy.data::<T>()?);
+            Tensor::build_unset::<T>(OP, source.shape(), |out| packed.backward(data, dy, out))?
+        });
+        Ok(vec![Some(gradient)])
+    }))
+}
+
+/// Sizes of [`self_attention`]; one item of the batch is a head of a sample.
+#[derive(Clone, Copy)]
+struct Packed {
+    n: usize,
+    heads: usize,
+    sizes: Sizes,
+}
+
+impl Packed {
+    fn features(&self) -> usize {
+        self.heads * self.sizes.d
+    }
+
+    /// Queries (0), keys (1) or values (2) of a head, from row `from` on.
+    fn part<'a, T>(&self, data: &'a [T], item: usize, which: usize, from: usize) -> Mat<'a, T> {
+        let (sample, head, f) = (item / self.heads, item % self.heads, self.features());
+        let at = (sample * self.sizes.t + from) * 3 * f + which * f + head * self.sizes.d;
+        Mat {
+            data: &data[at..],
+            row: 3 * f,
+            column: 1,
+        }
+    }
+
+    /// Probabilities of queries `from..to` of an item in `p`, row-major over the keys they see.
+    fn probabilities<T: Real>(&self, data: &[T], item: usize, [from, to]: [usize; 2], p: &mut [T]) {
+        let g = &self.sizes;
+        let columns = g.seen(to);
+        let keys = self.part(data, item, 1, 0);
+        let turned = Mat {
+            data: keys.data,
+            row: keys.column,
+            column: keys.row,
+        };
+        let queries = self.part(data, item, 0, from);
+        multiply(
+            to - from,
+            columns,
+            g.d,
+            queries,
+            turned,
+            T::ZERO,
+            p,
+            columns,
+        );
+        for (i, p) in p.chunks_exact_mut(columns).take(to - from).enumerate() {
+            let seen = g.seen(from + i + 1);
+            attend(&mut p[..seen], g.scale(), &[], 0);
+            p[seen..].fill(T::ZERO);
+        }
+    }
+
+    /// Multiply-adds of a pass, as a measure of whether threads pay.
+    fn work(&self) -> usize {
+        let g = &self.sizes;
+        (g.batch * g.t).saturating_mul(g.s).saturating_mul(2 * g.d)
+    }
+
+    fn forward<T: Element + Real>(&self, data: &[T], out: &mut [T]) {
+        let g = &self.sizes;
+        if out.is_empty() {
+            return;
+        }
+        // Head by head, then side by side: a head's rows are not one slice of the output.
+        let mut mixed = vec![T::ZERO; out.len()];
+        for_blocks(&mut mixed, g.t * g.d, self.work(), |first, mixed| {
+            let item = first / (g.t * g.d);
+            let mut scratch = vec![T::ZERO; g.block() * g.s];
+            for from in (0..g.t).step_by(g.block()) {
+                let to = (from + g.block()).min(g.t);
+                self.probabilities(data, item, [from, to], &mut scratch);
+                let columns = g.seen(to);
+                let values = self.part(data, item, 2, 0);
+                let (p, out) = (rows(&scratch, columns), &mut mixed[from * g.d..]);
+                multiply(to - from, g.d, columns, p, values, T::ZERO, out, g.d);
+            }
+        });
+        let f = self.features();
+        for_blocks(out, g.t * f, out.len(), |first, out| {
+            let sample = first / (g.t * f);
+            for head in 0..self.heads {
+                let item = &mixed[(sample * self.heads + head) * g.t * g.d..];
+                for (out, from) in out.chunks_exact_mut(f).zip(item.chunks_exact(g.d)) {
+                    out[head * g.d..(head + 1) * g.d].copy_from_slice(from);
+                }
+            }
+        });
+    }
+
+    fn backward<T: Element + Real>(&self, data: &[T], dy: &[T], out: &mut [T]) {
+        let g = &self.sizes;
+        if out.is_empty() {
+            return;
+        }
+        let (f, size) = (self.features(), g.t * g.d);
+        let mut parts = vec![T::ZERO; out.len()];
+        for_blocks(&mut parts, 3 * size, 2 * self.work(), |first, parts| {
+            let item = first / (3 * size);
+            let (dq, rest) = parts.split_at_mut(size);
+            let (dk, dv) = rest.split_at_mut(size);
+            let mut scratch = vec![T::ZERO; 2 * g.block() * g.s];
+            let (p, dp) = scratch.split_at_mut(g.block() * g.s);
+            for from in (0..g.t).step_by(g.block()) {
+                let to = (from + g.block()).min(g.t);
+                let (n, columns) = (to - from, g.seen(to));
+                self.probabilities(data, item, [from, to], p);
+                let at = (item / self.heads * g.t + from) * f + item % self.heads * g.d;
+                let given = Mat {
+                    data: &dy[at..],
+                    row: f,
+                    column: 1,
+                };
+                // dv += pT dy; dp = dy vT; ds = p (dp - sum(dp p)); dq = ds k; dk += dsT q
+                let turned = transposed(p, columns);
+                multiply(columns, g.d, n, turned, given, T::ONE, dv, g.d);
+                let values = self.part(data, item, 2, 0);
+                let values = Mat {
+                    data: values.data,
+                    row: values.column,
+                    column: values.row,
+                };
+                multiply(n, columns, g.d, given, values, T::ZERO, dp, columns);
+                let dp = &mut dp[..n * columns];
+                score_gradients(&p[..n * columns], dp, columns);
+                for dp in dp.iter_mut() {
+                    *dp *= g.scale();
+                }
+                let keys = self.part(data, item, 1, 0);
+                let queries = self.part(data, item, 0, from);
+                let dq = &mut dq[from * g.d..];
+                multiply(n, g.d, columns, rows(dp, columns), keys, T::ZERO, dq, g.d);
+                multiply(
+                    columns,
+                    g.d,
+                    n,
+                    transposed(dp, columns),
+                    queries,
+                    T::ONE,
+                    dk,
+                    g.d,
+                );
+            }
+        });
+        for_blocks(out, g.t * 3 * f, out.len(), |first, out| {
+            let sample = first / (g.t * 3 * f);
+            for head in 0..self.heads {
+                let item = &parts[(sample * self.heads + head) * 3 * size..][..3 * size];
+                for (which, part) in item.chunks_exact(size).enumerate() {
+                    let at = which * f + head * g.d;
+                    for (out, from) in out.chunks_exact_mut(3 * f).zip(part.chunks_exact(g.d)) {
+                        out[at..at + g.d].copy_from_slice(from);
+                    }
+                }
+            }
+        });
+    }
+
+    /// The same from primitive operations.
+    fn composed(&self, qkv: &Tensor) -> Result<Tensor> {
+        let g = &self.sizes;
+        let shape = [self.n, g.t, 3, self.heads, g.d].map(|size| size as i64);
+        let apart = ops::permute_dims(&ops::reshape(qkv, &shape)?, &[2, 0, 3, 1, 4])?;
+        let part = |at: isize| {
+            let shape = [self.n, self.heads, g.t, g.d].map(|size| size as i64);
+            ops::reshape(&ops::slice(&apart, 0, at, at + 1)?, &shape)
+        };
+        let mixed = composed(&part(0)?, &part(1)?, &part(2)?, None, g)?;
+        let shape = [self.n, g.t, self.features()].map(|size| size as i64);
+        ops::reshape(&ops::permute_dims(&mixed, &[0, 2, 1, 3])?, &shape)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The operations, one family a file. Each stands with its shape rule, its kernel and its gradient rule.
 
-mod attention;
+pub(crate) mod attention;
 pub(crate) mod cache;
 pub(crate) mod conv;
 mod create;
