@@ -85,7 +85,15 @@ impl Trainer for Backprop {
                 settings.betas.len()
             )));
         };
-        let classes = data::split("train").map_or(0, |split| split.classes);
+        let train = data::split("train")
+            .filter(|split| split.fields.iter().any(|field| field.name == "targets"))
+            .ok_or_else(|| {
+                Error::incompatible(
+                    "this trainer learns from targets, and the run has none; a run with an [environment] learns from \
+                     rewards: choose plugin = \"policy-gradient\"",
+                )
+            })?;
+        let classes = train.classes;
         if settings.loss == Loss::Auto {
             settings.loss = if classes > 0 {
                 Loss::CrossEntropy
