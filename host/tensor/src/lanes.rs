@@ -60,7 +60,7 @@ pub(crate) trait Real:
     }
 }
 
-/// Cephes `expf` before scaling: x = n ln 2 + r and a polynomial in r; e^x is the first times 2 to the second.
+/// Cephes `expf` in parts: x = n ln 2 + r; gives e^r - 1, from a polynomial in r, and n.
 #[inline(always)]
 fn exp_parts(x: f32) -> (f32, i32) {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
@@ -73,7 +73,7 @@ fn exp_parts(x: f32) -> (f32, i32) {
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
     p = p * r + 0.5;
-    let y = p * (r * r) + r + 1.0;
+    let y = p * (r * r) + r;
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     (y, n)
 }
@@ -104,24 +104,17 @@ impl Real for f32 {
         let half = n >> 1;
         let low = f32::from_bits((half.wrapping_add(127) as u32) << 23);
         let high = f32::from_bits((n.wrapping_sub(half).wrapping_add(127) as u32) << 23);
-        y * low * high
+        (y + 1.0) * low * high
     }
-    // Cephes `tanhf`.
+    // With m = e^(2|x|) - 1, tanh |x| = m / (m + 2); m = 2^n (e^r - 1) + (2^n - 1) is exact to rounding near 0,
+    // where n = 0. Past 20 the result is 1 to the last bit, and below it 2^n is in range.
     #[inline(always)]
     fn fast_tanh(self) -> Self {
-        let z = self * self;
-        let mut p = -5.704_988_7e-3;
-        p = p * z + 2.063_909e-2;
-        p = p * z - 5.373_971_6e-2;
-        p = p * z + 1.333_144_2e-1;
-        p = p * z - 3.333_328e-1;
-        let small = p * z * self + self;
         let a = self.abs();
-        // Past 20 the result is 1 to the last bit; below, 2^n is in range and one step scales.
         let (y, n) = exp_parts(if a > 20.0 { 40.0 } else { a + a });
-        let exp = y * f32::from_bits((n.wrapping_add(127) as u32) << 23);
-        let large = (1.0 - 2.0 / (exp + 1.0)).copysign(self);
-        if a < 0.625 { small } else { large }
+        let scale = f32::from_bits((n.wrapping_add(127) as u32) << 23);
+        let m = scale * y + (scale - 1.0);
+        (m / (m + 2.0)).copysign(self)
     }
     // Cephes `logf`: x = m 2^e with m in [sqrt(1/2), sqrt(2)), a polynomial in m - 1. Numbers below the normal
     // range are scaled up first.
@@ -339,6 +332,35 @@ pub(crate) fn sum_pairs<T: Real>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
     fold(lanes, |a, b| a + b)
 }
 
+/// Writes `f` of each element of `x` to `y`; the sum of what was written, in the order of [`sum_with`].
+#[inline(always)]
+pub(crate) fn map_sum_to<T: Real>(x: &[T], y: &mut [T], f: impl Fn(T) -> T) -> T {
+    let n = x.len().min(y.len());
+    let (wide_x, x) = x[..n].as_chunks::<WIDE>();
+    let (wide_y, y) = y[..n].as_chunks_mut::<WIDE>();
+    let mut sums = [T::ZERO; WIDE];
+    for (x, y) in wide_x.iter().zip(wide_y) {
+        for i in 0..WIDE {
+            y[i] = f(x[i]);
+            sums[i] += y[i];
+        }
+    }
+    let mut lanes = join(&sums);
+    let (groups_x, x) = x.as_chunks::<LANES>();
+    let (groups_y, y) = y.as_chunks_mut::<LANES>();
+    for (x, y) in groups_x.iter().zip(groups_y) {
+        for i in 0..LANES {
+            y[i] = f(x[i]);
+            lanes[i] += y[i];
+        }
+    }
+    for ((lane, &x), y) in lanes.iter_mut().zip(x).zip(y) {
+        *y = f(x);
+        *lane += *y;
+    }
+    fold(lanes, |a, b| a + b)
+}
+
 /// Replaces each element by `f` of it; the sum of the results, in the order of [`sum_with`].
 #[inline(always)]
 pub(crate) fn map_sum<T: Real>(x: &mut [T], f: impl Fn(T) -> T) -> T {
@@ -469,6 +491,12 @@ mod tests {
             let (got, want) = ((x as f32).fast_tanh(), f64::from(x as f32).tanh() as f32);
             assert!(ulps32(got, want) <= 3, "f32 tanh({x}): {got} {want}");
         }
+        for bits in (0..f32::INFINITY.to_bits()).step_by(997) {
+            let x = f32::from_bits(bits);
+            let want = f64::from(x).tanh() as f32;
+            assert!(ulps32(x.fast_tanh(), want) <= 3, "f32 tanh({x})");
+            assert_eq!((-x).fast_tanh(), -x.fast_tanh());
+        }
         assert!(f32::NAN.fast_tanh().is_nan() && f64::NAN.fast_tanh().is_nan());
         assert_eq!(f64::INFINITY.fast_tanh(), 1.0);
         assert_eq!(f32::NEG_INFINITY.fast_tanh(), -1.0);
@@ -493,6 +521,9 @@ mod tests {
                 sum_pairs(&x, &vec![2.0; n as usize], |x, y| x * y),
                 2.0 * want
             );
+            let mut y = x.clone();
+            assert_eq!(map_sum_to(&x, &mut y, |x| 2.0 * x), 2.0 * want);
+            assert_eq!(sum_with(&y, |y| y), 2.0 * want);
             assert_eq!(map_sum(&mut x, |x| 3.0 * x), 3.0 * want);
             assert_eq!(sum_with(&x, |x| x), 3.0 * want, "the results are kept");
             assert_eq!(

@@ -137,18 +137,30 @@ impl Summed for i64 {
 /// Independent partial sums of one run: enough to keep the adders busy, and to keep errors small.
 const LANES: usize = 16;
 
-/// The sum of a contiguous run: lane j adds elements j, j + 16, ...; then the lanes pairwise.
+/// The sum of a contiguous run. Four groups of lanes while there are as many elements, joined to one group; then
+/// lane j adds elements j, j + 16, ...; then the lanes pairwise.
 struct SumRun<'a, E>(&'a [E]);
 
 impl<E: Summed> Kernel for SumRun<'_, E> {
     type Out = E::Total;
     #[inline(always)]
     fn run(self) -> E::Total {
-        let mut lanes = [E::Total::default(); LANES];
-        let (groups, rest) = self.0.as_chunks::<LANES>();
+        const WIDE: usize = 4 * LANES;
+        let (wide, rest) = self.0.as_chunks::<WIDE>();
+        let mut sums = [E::Total::default(); WIDE];
+        for group in wide {
+            for (sum, x) in sums.iter_mut().zip(group) {
+                *sum = E::join(*sum, x.widen());
+            }
+        }
+        let mut lanes: [E::Total; LANES] = std::array::from_fn(|j| {
+            let pair = |j: usize| E::join(sums[j], sums[j + LANES]);
+            E::join(pair(j), pair(j + 2 * LANES))
+        });
+        let (groups, rest) = rest.as_chunks::<LANES>();
         for group in groups {
-            for j in 0..LANES {
-                lanes[j] = E::join(lanes[j], group[j].widen());
+            for (lane, x) in lanes.iter_mut().zip(group) {
+                *lane = E::join(*lane, x.widen());
             }
         }
         for (lane, x) in lanes.iter_mut().zip(rest) {

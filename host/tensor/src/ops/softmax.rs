@@ -3,7 +3,7 @@
 use crate::autograd::{self, record, record_keeping_output};
 use crate::dtype::{DType, with_float};
 use crate::error::{Error, Result};
-use crate::lanes::{Real, map_sum, max_of, simd_fn, sum_pairs, sum_with};
+use crate::lanes::{Real, map_sum_to, max_of, simd_fn, sum_pairs, sum_with};
 use crate::ops;
 use crate::ops::replay::replay;
 use crate::ops::rows::{axis_back, axis_last, axis_of, one_float_type, rows_per_block};
@@ -97,8 +97,7 @@ simd_fn! {
 #[inline(always)]
 pub(crate) fn softmax_row<T: Real>(x: &[T], y: &mut [T]) {
     let max = max_of(x);
-    y.copy_from_slice(x);
-    let scale = T::ONE / map_sum(y, |x| (x - max).fast_exp());
+    let scale = T::ONE / map_sum_to(x, y, |x| (x - max).fast_exp());
     for y in y.iter_mut() {
         *y *= scale;
     }
