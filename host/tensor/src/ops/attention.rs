@@ -6,7 +6,7 @@ use crate::autograd::{self, Flow, Gradients, record};
 use crate::dtype::{Element, with_float};
 use crate::error::{Error, Result};
 use crate::gemm::{Mat, multiply, rows, transposed};
-use crate::lanes::{Real, map_sum, max_of, simd_fn, sum_pairs};
+use crate::lanes::{LANES, Real, map_sum, max_of, simd_fn, sum_pairs};
 use crate::layout::{Dims, broadcast_shapes, broadcast_strides};
 use crate::ops;
 use crate::ops::replay::replay;
@@ -544,10 +544,17 @@ impl Packed {
         }
     }
 
-    /// Probabilities of queries `from..to` of an item in `p`, row-major over the keys they see.
+    /// From one row of scores to the next: whole vectors.
+    fn row(&self, columns: usize) -> usize {
+        columns.next_multiple_of(LANES)
+    }
+
+    /// Probabilities of queries `from..to` of an item in `p`, whose rows are [`row`](Self::row) apart; 0 where a
+    /// query does not see a key and past the last key.
     fn probabilities<T: Real>(&self, data: &[T], item: usize, [from, to]: [usize; 2], p: &mut [T]) {
         let g = &self.sizes;
         let columns = g.seen(to);
+        let row = self.row(columns);
         let keys = self.part(data, item, 1, 0);
         let turned = Mat {
             data: keys.data,
@@ -555,19 +562,13 @@ impl Packed {
             column: keys.row,
         };
         let queries = self.part(data, item, 0, from);
-        multiply(
-            to - from,
-            columns,
-            g.d,
-            queries,
-            turned,
-            T::ZERO,
-            p,
-            columns,
-        );
-        for (i, p) in p.chunks_exact_mut(columns).take(to - from).enumerate() {
+        multiply(to - from, columns, g.d, queries, turned, T::ZERO, p, row);
+        for (i, p) in p.chunks_exact_mut(row).take(to - from).enumerate() {
+            // Up to a whole vector, with keys of score -inf: they have no share.
             let seen = g.seen(from + i + 1);
-            attend(&mut p[..seen], g.scale(), &[], 0);
+            let whole = self.row(seen);
+            p[seen..whole].fill(T::NEG_INFINITY);
+            attend(&mut p[..whole], g.scale(), &[], 0);
             p[seen..].fill(T::ZERO);
         }
     }
@@ -587,13 +588,13 @@ impl Packed {
         let mut mixed = vec![T::ZERO; out.len()];
         for_blocks(&mut mixed, g.t * g.d, self.work(), |first, mixed| {
             let item = first / (g.t * g.d);
-            let mut scratch = vec![T::ZERO; g.block() * g.s];
+            let mut scratch = vec![T::ZERO; g.block() * self.row(g.s)];
             for from in (0..g.t).step_by(g.block()) {
                 let to = (from + g.block()).min(g.t);
                 self.probabilities(data, item, [from, to], &mut scratch);
                 let columns = g.seen(to);
                 let values = self.part(data, item, 2, 0);
-                let (p, out) = (rows(&scratch, columns), &mut mixed[from * g.d..]);
+                let (p, out) = (rows(&scratch, self.row(columns)), &mut mixed[from * g.d..]);
                 multiply(to - from, g.d, columns, p, values, T::ZERO, out, g.d);
             }
         });
@@ -620,11 +621,12 @@ impl Packed {
             let item = first / (3 * size);
             let (dq, rest) = parts.split_at_mut(size);
             let (dk, dv) = rest.split_at_mut(size);
-            let mut scratch = vec![T::ZERO; 2 * g.block() * g.s];
-            let (p, dp) = scratch.split_at_mut(g.block() * g.s);
+            let mut scratch = vec![T::ZERO; 2 * g.block() * self.row(g.s)];
+            let (p, dp) = scratch.split_at_mut(g.block() * self.row(g.s));
             for from in (0..g.t).step_by(g.block()) {
                 let to = (from + g.block()).min(g.t);
                 let (n, columns) = (to - from, g.seen(to));
+                let row = self.row(columns);
                 self.probabilities(data, item, [from, to], p);
                 let at = (item / self.heads * g.t + from) * f + item % self.heads * g.d;
                 let given = Mat {
@@ -633,7 +635,7 @@ impl Packed {
                     column: 1,
                 };
                 // dv += pT dy; dp = dy vT; ds = p (dp - sum(dp p)); dq = ds k; dk += dsT q
-                let turned = transposed(p, columns);
+                let turned = transposed(p, row);
                 multiply(columns, g.d, n, turned, given, T::ONE, dv, g.d);
                 let values = self.part(data, item, 2, 0);
                 let values = Mat {
@@ -641,21 +643,24 @@ impl Packed {
                     row: values.column,
                     column: values.row,
                 };
-                multiply(n, columns, g.d, given, values, T::ZERO, dp, columns);
-                let dp = &mut dp[..n * columns];
-                score_gradients(&p[..n * columns], dp, columns);
+                multiply(n, columns, g.d, given, values, T::ZERO, dp, row);
+                let dp = &mut dp[..n * row];
+                for dp in dp.chunks_exact_mut(row) {
+                    dp[columns..].fill(T::ZERO);
+                }
+                score_gradients(&p[..n * row], dp, row);
                 for dp in dp.iter_mut() {
                     *dp *= g.scale();
                 }
                 let keys = self.part(data, item, 1, 0);
                 let queries = self.part(data, item, 0, from);
                 let dq = &mut dq[from * g.d..];
-                multiply(n, g.d, columns, rows(dp, columns), keys, T::ZERO, dq, g.d);
+                multiply(n, g.d, columns, rows(dp, row), keys, T::ZERO, dq, g.d);
                 multiply(
                     columns,
                     g.d,
                     n,
-                    transposed(dp, columns),
+                    transposed(dp, row),
                     queries,
                     T::ONE,
                     dk,
