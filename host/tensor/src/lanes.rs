@@ -36,6 +36,8 @@ pub(crate) trait Real:
     fn root(self) -> Self;
     /// e^x to within 2 units in the last place; exact at 0 and the infinities, NaN for NaN. Vectorises.
     fn fast_exp(self) -> Self;
+    /// [`fast_exp`](Self::fast_exp), bit for bit, of numbers up to 40: in softmax none is above 0.
+    fn fast_exp_low(self) -> Self;
     /// tanh to within 3 units in the last place; NaN for NaN. Vectorises.
     fn fast_tanh(self) -> Self;
     /// The natural logarithm: -inf at 0, NaN below, inf at inf. To within 2 units in the last place for f32, where
@@ -105,6 +107,13 @@ impl Real for f32 {
         let low = f32::from_bits((half.wrapping_add(127) as u32) << 23);
         let high = f32::from_bits((n.wrapping_sub(half).wrapping_add(127) as u32) << 23);
         (y + 1.0) * low * high
+    }
+    // 2^(n + 64) is in range for every n here and the first product exact, so that the second rounds once.
+    #[inline(always)]
+    fn fast_exp_low(self) -> Self {
+        const DOWN: f32 = 5.421_010_9e-20; // 2^-64
+        let (y, n) = exp_parts(if self < -104.0 { -104.0 } else { self });
+        (y + 1.0) * f32::from_bits((n.wrapping_add(127 + 64) as u32) << 23) * DOWN
     }
     // With m = e^(2|x|) - 1, tanh |x| = m / (m + 2); m = 2^n (e^r - 1) + (2^n - 1) is exact to rounding near 0,
     // where n = 0. Past 20 the result is 1 to the last bit, and below it 2^n is in range.
@@ -183,6 +192,10 @@ impl Real for f64 {
         let low = f64::from_bits((half.wrapping_add(1023) as u64) << 52);
         let high = f64::from_bits((n.wrapping_sub(half).wrapping_add(1023) as u64) << 52);
         y * low * high
+    }
+    #[inline(always)]
+    fn fast_exp_low(self) -> Self {
+        self.fast_exp()
     }
     // Cephes `tanh`.
     #[inline(always)]
@@ -440,6 +453,22 @@ mod tests {
                 "f64 exp({x}): {got} {want}"
             );
         }
+    }
+
+    #[test]
+    fn exp_of_low_numbers_has_the_bits_of_exp() {
+        let below = (0..f32::INFINITY.to_bits())
+            .step_by(499)
+            .map(|bits| -f32::from_bits(bits));
+        let above = (0..4000).map(|i| i as f32 * 0.01);
+        for x in below.chain(above).chain([f32::NEG_INFINITY, -103.9, -87.4]) {
+            assert_eq!(
+                x.fast_exp_low().to_bits(),
+                x.fast_exp().to_bits(),
+                "exp({x})"
+            );
+        }
+        assert!(f32::NAN.fast_exp_low().is_nan());
     }
 
     #[test]

@@ -310,7 +310,8 @@ simd_fn! {
 
 simd_fn! {
     fn adam<T>(value: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], options: &Adam, size: f64, root: f64) {
-        let (size, root, eps) = (T::of(size), T::of(root), T::of(options.eps));
+        // A product instead of a quotient: roots and quotients are what this loop waits for.
+        let (size, over_root, eps) = (T::of(size), T::of(1.0 / root), T::of(options.eps));
         let (beta2, rest1, rest2) =
             (T::of(options.beta2), T::of(1.0 - options.beta1), T::of(1.0 - options.beta2));
         let decay = T::of(if options.decoupled { 0.0 } else { options.weight_decay });
@@ -319,7 +320,7 @@ simd_fn! {
             let g = if decay != T::ZERO { g + decay * *x } else { g };
             *m += rest1 * (g - *m);
             *v = beta2 * *v + rest2 * g * g;
-            let denominator = (*v).root() / root + eps;
+            let denominator = (*v).root() * over_root + eps;
             *x = *x * shrink - size * (*m / denominator);
         }
     }

@@ -217,7 +217,7 @@ simd_fn! {
             }
         }
         let max = max_of(p);
-        let normaliser = T::ONE / map_sum(p, |p| (p - max).fast_exp());
+        let normaliser = T::ONE / map_sum(p, |p| (p - max).fast_exp_low());
         for p in p.iter_mut() {
             *p *= normaliser;
         }

@@ -97,7 +97,7 @@ simd_fn! {
 #[inline(always)]
 pub(crate) fn softmax_row<T: Real>(x: &[T], y: &mut [T]) {
     let max = max_of(x);
-    let scale = T::ONE / map_sum_to(x, y, |x| (x - max).fast_exp());
+    let scale = T::ONE / map_sum_to(x, y, |x| (x - max).fast_exp_low());
     for y in y.iter_mut() {
         *y *= scale;
     }
@@ -118,7 +118,7 @@ simd_fn! {
 #[inline(always)]
 fn log_sum_exp<T: Real>(x: &[T]) -> (T, T) {
     let max = max_of(x);
-    (max, sum_with(x, |x| (x - max).fast_exp()).log())
+    (max, sum_with(x, |x| (x - max).fast_exp_low()).log())
 }
 
 simd_fn! {
@@ -345,7 +345,7 @@ simd_fn! {
         for (row, (x, out)) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)).enumerate() {
             let (z, g) = (z[row], g[row]);
             for (out, &x) in out.iter_mut().zip(x) {
-                *out = g * (x - z).fast_exp();
+                *out = g * (x - z).fast_exp_low();
             }
         }
     }
@@ -367,7 +367,7 @@ simd_fn! {
             let (z, g) = (z[row], g[row]);
             let mass = sum_with(p, |p| p);
             for ((out, &x), &p) in out.iter_mut().zip(x).zip(p) {
-                *out = g * ((x - z).fast_exp() * mass - p);
+                *out = g * ((x - z).fast_exp_low() * mass - p);
             }
         }
     }
