@@ -111,7 +111,7 @@ impl Real for f32 {
     // 2^(n + 64) is in range for every n here and the first product exact, so that the second rounds once.
     #[inline(always)]
     fn fast_exp_low(self) -> Self {
-        const DOWN: f32 = 5.421_010_9e-20; // 2^-64
+        const DOWN: f32 = 5.421_011e-20; // 2^-64
         let (y, n) = exp_parts(if self < -104.0 { -104.0 } else { self });
         (y + 1.0) * f32::from_bits((n.wrapping_add(127 + 64) as u32) << 23) * DOWN
     }
