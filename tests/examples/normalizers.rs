@@ -5,8 +5,8 @@
 //!     reinforce-baseline grpo bnpo ngrpo:trainer.with.clip-low=0.16,trainer.with.clip-high=0.24 spo
 //! ```
 //!
-//! After a normaliser's name and a colon come `path=value` settings of its own, separated by commas. The seeds count
-//! from 0. Columns, each as mean and deviation (n - 1) over the seeds: what the host measures on the test split at
+//! After a normaliser's name and a colon come `path=value` settings of its own, separated by commas; a `path=value`
+//! without a name is for all. The seeds count from 0. Columns, each as mean and deviation (n - 1) over the seeds: what the host measures on the test split at
 //! the end; the steps of reinforcement learning until the mean success of the last five steps is over 60 % (of those
 //! seeds that reached it); the coefficient of variation of the gradient's norm over those steps; the share of
 //! responses with an advantage of 0.
@@ -28,14 +28,17 @@ struct Arm {
 }
 
 impl Arm {
-    fn parse(text: &str) -> Arm {
+    fn parse(text: &str, all: &[(String, String)]) -> Arm {
         let (name, rest) = text.split_once(':').unwrap_or((text, ""));
         let own = rest.split(',').filter_map(|set| set.split_once('='));
         let own = own.map(|(path, value)| (path.to_string(), value.to_string()));
         let plugin = ("normalizer.plugin".to_string(), name.to_string());
         Arm {
             label: text.to_string(),
-            sets: std::iter::once(plugin).chain(own).collect(),
+            sets: std::iter::once(plugin)
+                .chain(all.iter().cloned())
+                .chain(own)
+                .collect(),
         }
     }
 }
@@ -106,7 +109,14 @@ fn main() -> Result<(), String> {
     let usage = "usage: normalizers FILE SEEDS NORMALIZER[:path=value,...] ...";
     let file = PathBuf::from(args.next().ok_or(usage)?);
     let seeds: u64 = args.next().and_then(|n| n.parse().ok()).ok_or(usage)?;
-    let arms: Vec<Arm> = args.map(|text| Arm::parse(&text)).collect();
+    let (names, all): (Vec<String>, Vec<String>) =
+        args.partition(|text| text.contains(':') || !text.contains('='));
+    let all: Vec<(String, String)> = all
+        .iter()
+        .filter_map(|set| set.split_once('='))
+        .map(|(path, value)| (path.to_string(), value.to_string()))
+        .collect();
+    let arms: Vec<Arm> = names.iter().map(|text| Arm::parse(text, &all)).collect();
     if arms.is_empty() {
         return Err(usage.into());
     }

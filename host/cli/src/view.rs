@@ -379,7 +379,13 @@ fn composition_lines(run: &Composition) -> Vec<String> {
     let prunable = output::grouped(run.model.prunable);
 
     let mut rows: Vec<(String, String)> = vec![
-        ("data".into(), format!("{data}: {}", splits.join(", "))),
+        (
+            "data".into(),
+            match splits.is_empty() {
+                true => data,
+                false => format!("{data}: {}", splits.join(", ")),
+            },
+        ),
         ("model".into(), run.model.text.clone()),
         (
             String::new(),
