@@ -52,7 +52,7 @@ fn what_does_nothing_wrong_runs() {
 #[test]
 fn a_bad_environment_is_named_with_what_it_did() {
     let lab = Lab::hostile("bad-environment");
-    let cases: [(&str, &[&str]); 11] = [
+    let cases: [(&str, &[&str]); 12] = [
         (
             "nan-reward",
             &[
@@ -92,6 +92,10 @@ fn a_bad_environment_is_named_with_what_it_did() {
             ],
         ),
         ("no-train", &["there is no split `train`"]),
+        (
+            "endless-test",
+            &["the split `test` has 18446744073709551615 prompts"],
+        ),
         ("other-prompt", &["returned other prompts"]),
         ("long-prompt", &["is not 1 to 1 tokens of the vocabulary"]),
         ("unknown-token", &["is not 1 to 1 tokens of the vocabulary"]),

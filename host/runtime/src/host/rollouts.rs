@@ -98,6 +98,9 @@ const MOST_TOKENS: usize = 1 << 24;
 /// Most prompts of a split whose weights a normaliser can be asked for.
 const MOST_WEIGHED: u64 = 1 << 20;
 
+/// Most prompts of a split that is measured: every one of them is answered.
+const MOST_MEASURED: u64 = 1 << 20;
+
 /// Most instances of a world side by side.
 const MOST_INSTANCES: u32 = 1 << 16;
 
@@ -263,6 +266,13 @@ pub fn unfit_tasks(spec: &TaskSpec, splits: &[(String, u64)]) -> Option<String> 
         .any(|(name, count)| name == "train" && *count > 0)
     {
         Some("there is no split `train` with prompts".into())
+    } else if let Some((name, count)) = splits
+        .iter()
+        .find(|(name, count)| name != "train" && *count > MOST_MEASURED)
+    {
+        Some(format!(
+            "the split `{name}` has {count} prompts, at most {MOST_MEASURED} can be measured"
+        ))
     } else {
         None
     }

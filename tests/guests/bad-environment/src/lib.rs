@@ -15,6 +15,7 @@ enum Deed {
     Panic,
     StopOutside,
     NoTrain,
+    EndlessTest,
     OtherPrompt,
     LongPrompt,
     UnknownToken,
@@ -51,6 +52,7 @@ impl Tasks for Bad {
     fn splits(&self) -> Vec<(&str, u64)> {
         match self.0 {
             Deed::NoTrain => vec![("test", 3)],
+            Deed::EndlessTest => vec![("train", 3), ("test", u64::MAX)],
             _ => vec![("train", 3), ("test", 3)],
         }
     }
