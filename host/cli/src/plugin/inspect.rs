@@ -1,7 +1,6 @@
-//! `espalier plugin list` and `espalier plugin inspect`.
+//! `espalier plugin inspect`: what one plugin says of itself, what it may reach, and where it was found.
 
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::PathBuf;
 
 use espalier_runtime::component::{self, Inspection};
 use espalier_runtime::diagnostic::Diagnostic;
@@ -10,61 +9,8 @@ use espalier_runtime::options;
 use espalier_runtime::registry::{Entry, Registry};
 use serde::Serialize;
 
-use crate::args::{self, PluginCommand, exit};
+use super::{open, unwritable};
 use crate::output::{self, Stream};
-
-/// Carries out `espalier plugin ...`.
-pub fn command(args: args::Plugin) -> ExitCode {
-    let result = match args.command {
-        PluginCommand::List { json, registry } => list(json, registry),
-        PluginCommand::Inspect {
-            plugin,
-            json,
-            registry,
-        } => inspect(&plugin, json, registry),
-    };
-    match result {
-        Ok(()) => ExitCode::from(exit::OK),
-        Err(error) => {
-            output::error(&error);
-            ExitCode::from(exit::WRONG_INPUT)
-        }
-    }
-}
-
-fn open(registry: Option<PathBuf>) -> Result<Registry, Diagnostic> {
-    let file = registry.map_or_else(|| Registry::find(Path::new("")), Ok)?;
-    Registry::load(&file)
-}
-
-fn list(json: bool, registry: Option<PathBuf>) -> Result<(), Diagnostic> {
-    let registry = open(registry)?;
-    if json {
-        for entry in &registry.entries {
-            output::line(
-                Stream::Out,
-                serde_json::to_string(entry).map_err(unwritable)?,
-            );
-        }
-        return Ok(());
-    }
-    let mut rows = vec![
-        ["slot", "name", "version", "summary"]
-            .map(String::from)
-            .to_vec(),
-    ];
-    rows.extend(registry.entries.iter().map(|entry| {
-        vec![
-            entry.slot.to_string(),
-            entry.name.clone(),
-            entry.version.clone(),
-            entry.summary.clone(),
-        ]
-    }));
-    output::line(Stream::Out, output::table(&rows, &[]));
-    output::line(Stream::Out, format!("\n  from {}", registry.file.display()));
-    Ok(())
-}
 
 /// What `inspect` shows: the component's own words, and where it was found.
 #[derive(Serialize)]
@@ -78,7 +24,8 @@ struct Found {
     registry: Option<Entry>,
 }
 
-fn inspect(plugin: &str, json: bool, registry: Option<PathBuf>) -> Result<(), Diagnostic> {
+/// Prints what a plugin is, by its name in the registry or from a component file.
+pub fn inspect(plugin: &str, json: bool, registry: Option<PathBuf>) -> Result<(), Diagnostic> {
     let is_file = plugin.ends_with(".wasm") || plugin.contains(std::path::MAIN_SEPARATOR);
     let found = if is_file {
         let file = PathBuf::from(plugin);
@@ -186,8 +133,4 @@ fn listed(names: &[String]) -> String {
     } else {
         names.join(", ")
     }
-}
-
-fn unwritable(error: serde_json::Error) -> Diagnostic {
-    Diagnostic::new("this has no JSON form").because(&error)
 }
