@@ -23,6 +23,10 @@ Exit codes:
   2    the input was wrong: arguments, run file, registry, data or component
   130  stopped by Ctrl-C or SIGTERM; a run that had begun is checkpointed first";
 
+const TEST_HELP: &str = "\
+The plugin is a black box in whatever language, tried on problems that the host makes up.
+docs/conformance.md tells every law. Exit codes: 0 no law is broken, 1 some are, 2 the input was wrong.";
+
 /// Compose trainers and pruners, each a WebAssembly component, into one run.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_CODES, arg_required_else_help = true)]
@@ -98,6 +102,31 @@ pub enum PluginCommand {
         /// The registry [default: registry.toml here or in a folder above]
         #[arg(long, value_name = "FILE")]
         registry: Option<PathBuf>,
+    },
+    /// Compile a plugin's folder to a release component, and show its size and digest
+    Build {
+        /// The folder with the plugin's source
+        #[arg(value_name = "PATH", default_value = ".")]
+        folder: PathBuf,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try a plugin on the laws that every plugin of its slot must keep to
+    #[command(after_help = TEST_HELP)]
+    Test {
+        /// The folder with its source, its name in the registry, or a component file
+        #[arg(value_name = "PATH|NAME|FILE", default_value = ".")]
+        plugin: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+        /// The registry [default: registry.toml here or in a folder above]
+        #[arg(long, value_name = "FILE")]
+        registry: Option<PathBuf>,
+        /// What the suite must be told [default: conformance.toml in the plugin's folder]
+        #[arg(long, value_name = "FILE")]
+        setup: Option<PathBuf>,
     },
 }
 

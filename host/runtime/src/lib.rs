@@ -2,6 +2,7 @@
 mod cache;
 pub mod checkpoint;
 pub mod component;
+pub mod conformance;
 pub mod data;
 pub mod diagnostic;
 mod document;

@@ -1,7 +1,10 @@
 //! `espalier plugin ...`: one file a command.
 
+mod build;
 mod inspect;
 mod list;
+mod target;
+mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +24,17 @@ pub fn command(args: args::Plugin) -> ExitCode {
             json,
             registry,
         } => inspect::inspect(&plugin, json, registry),
+        PluginCommand::Build { folder, json } => build::build(&folder, json),
+        PluginCommand::Test {
+            plugin,
+            json,
+            registry,
+            setup,
+        } => match test::test(&plugin, json, registry, setup.as_deref()) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::from(exit::FAILED),
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::from(exit::OK),

@@ -450,6 +450,13 @@ pub struct Meter {
     pub refused: Option<Refusal>,
 }
 
+impl Meter {
+    /// Bytes of linear memory, all memories together.
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+}
+
 impl wasmtime::ResourceLimiter for Meter {
     fn memory_growing(
         &mut self,

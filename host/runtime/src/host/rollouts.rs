@@ -20,7 +20,7 @@ use super::bindings::trainer::espalier::plugin::rollouts::{
     EnvironmentKind, Grouped, Host, Sample, SampleEnd, SampleRequest, Scored,
 };
 use super::guest::{Guest, misuse, told};
-use super::session::{Called, Death, Session};
+use super::session::{Called, Cause, Death, Session};
 use super::state::Shared;
 use crate::model::Mode;
 use crate::model::generate::Request;
@@ -658,6 +658,7 @@ impl Host for Guest {
                 answer.map_err(|refusal| Death {
                     plugin: session.guest().name.clone(),
                     call: "normalize",
+                    cause: Cause::Other,
                     what: "refuses a batch of rollouts".into(),
                     details: vec![("because".into(), super::guest::shown(&refusal.message))],
                     help: Some(

@@ -37,6 +37,17 @@ use crate::data::Batch;
 use crate::diagnostic::Diagnostic;
 use crate::plan::Limits;
 
+/// What a plugin died of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A call took too long.
+    Time,
+    /// A budget of memory, tensors, handles or text was used up.
+    Budget,
+    /// A trap, misuse, or what another plugin refused.
+    Other,
+}
+
 /// How a plugin's instance came to its end.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("plugin `{plugin}` failed in `{call}`: {what}")]
@@ -45,6 +56,8 @@ pub struct Death {
     pub plugin: String,
     /// The export that was called.
     pub call: &'static str,
+    /// What it died of.
+    pub cause: Cause,
     /// What happened, in one line.
     pub what: String,
     /// Labelled facts: budget, use, the plugin's own line.
@@ -580,6 +593,7 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
     let mut detail =
         |label: &str, text: String| details.push((label.to_string(), super::guest::shown(&text)));
     let mut help = None;
+    let mut cause = Cause::Other;
     let refusal = guest
         .memory
         .refused
@@ -591,6 +605,11 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
         ))
     };
     let what = if let Some(refusal) = refusal {
+        cause = match refusal {
+            Refusal::Deadline { .. } | Refusal::TooLong { .. } => Cause::Time,
+            Refusal::Handles { .. } | Refusal::Memory { .. } | Refusal::Log { .. } => Cause::Budget,
+            Refusal::Wasi(_) | Refusal::Misuse(_) => Cause::Other,
+        };
         match refusal {
             Refusal::Handles { limit: n } => {
                 detail("budget", format!("{n} handles"));
@@ -648,6 +667,7 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
                 used,
                 limit: n,
             } => {
+                cause = Cause::Budget;
                 detail("operation", op.to_string());
                 detail(
                     "budget",
@@ -672,6 +692,7 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
     } else if let Some(trap) = error.downcast_ref::<Trap>() {
         match trap {
             Trap::Interrupt => {
+                cause = Cause::Time;
                 detail("budget", super::guest::seconds(guest.limits.call));
                 help = limit("call");
                 "did not return in time".to_string()
@@ -695,10 +716,12 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
     } else {
         let text = error.root_cause().to_string();
         if text.contains("too much data is being copied") {
+            cause = Cause::Budget;
             detail("budget", bytes(guest.limits.memory));
             help = limit("memory");
             "passed more data in one call than this run grants it".to_string()
         } else if text.contains("handle") && text.contains("limit") {
+            cause = Cause::Budget;
             detail("budget", format!("{} handles", guest.limits.handles));
             "keeps more handles than this run grants it".to_string()
         } else {
@@ -712,6 +735,7 @@ fn death(guest: &Guest, call: &'static str, error: &wasmtime::Error) -> Death {
     Death {
         plugin: guest.name.clone(),
         call,
+        cause,
         what,
         details,
         help,
