@@ -104,41 +104,76 @@ impl Drop for AccountScope {
 }
 
 /// Bytes charged to an account; given back on drop.
-#[derive(Debug)]
+///
+/// A storage that is used again keeps the account it was last charged to, so that charging it to the same one
+/// needs no second pointer to it.
+#[derive(Debug, Default)]
 pub(crate) struct Charge {
     account: Option<Account>,
     bytes: u64,
 }
 
 impl Charge {
-    /// Charges the current account, or refuses without changing anything.
-    pub(crate) fn take(op: &'static str, bytes: u64) -> Result<Charge> {
-        let account = Account::current();
-        if let Some(Account(counts)) = &account {
-            let nodes = counts.nodes.load(Ordering::Relaxed);
-            let graph = nodes.saturating_mul(NODE_BYTES);
-            let limit = counts.limit.unwrap_or(u64::MAX);
-            let charged = counts
-                .used
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                    let next = used.checked_add(bytes)?;
-                    (next.saturating_add(graph) <= limit).then_some(next)
-                });
-            match charged {
-                Ok(used) => {
-                    counts.peak.fetch_max(used + bytes, Ordering::Relaxed);
-                }
-                Err(used) => {
-                    return Err(Error::Budget {
-                        op,
-                        asked: bytes,
-                        used: used.saturating_add(graph),
-                        limit,
-                    });
-                }
+    /// Gives back what was charged and charges the current account, or refuses and has charged nothing.
+    pub(crate) fn renew(&mut self, op: &'static str, bytes: u64) -> Result<()> {
+        self.give_back();
+        CURRENT.with(|current| {
+            let current = current.borrow();
+            let same = match (&self.account, &*current) {
+                (Some(Account(own)), Some(Account(other))) => Arc::ptr_eq(own, other),
+                (None, None) => true,
+                _ => false,
+            };
+            if !same {
+                self.account.clone_from(&current);
             }
+        });
+        if let Some(Account(counts)) = &self.account {
+            counts.take(op, bytes)?;
         }
-        Ok(Charge { account, bytes })
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Gives the bytes back; the account stays known.
+    pub(crate) fn give_back(&mut self) {
+        if let Some(Account(counts)) = &self.account
+            && self.bytes != 0
+        {
+            counts.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+        self.bytes = 0;
+    }
+}
+
+impl Counts {
+    fn take(&self, op: &'static str, bytes: u64) -> Result<()> {
+        let graph = self
+            .nodes
+            .load(Ordering::Relaxed)
+            .saturating_mul(NODE_BYTES);
+        let limit = self.limit.unwrap_or(u64::MAX);
+        let charged = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                let next = used.checked_add(bytes)?;
+                (next.saturating_add(graph) <= limit).then_some(next)
+            });
+        match charged {
+            Ok(used) => {
+                // Written only where it grows: a steady state reads it.
+                if used + bytes > self.peak.load(Ordering::Relaxed) {
+                    self.peak.fetch_max(used + bytes, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+            Err(used) => Err(Error::Budget {
+                op,
+                asked: bytes,
+                used: used.saturating_add(graph),
+                limit,
+            }),
+        }
     }
 }
 
@@ -161,9 +196,7 @@ pub(crate) fn fits_limit(op: &'static str, bytes: u64) -> Result<()> {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        if let Some(Account(counts)) = &self.account {
-            counts.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        }
+        self.give_back();
     }
 }
 

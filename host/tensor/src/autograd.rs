@@ -9,12 +9,12 @@
 //! fused kernel when [`grad_enabled`] says so.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::account::NodeCount;
+use crate::counted::Counted;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::Dims;
@@ -97,10 +97,65 @@ pub(crate) struct Node {
     body: Mutex<Body>,
 }
 
+type Parent = Option<Counted<Node>>;
+
+/// A node's parents, in the operation's order; `None` stands for one that is not tracked. Few of them, as nearly
+/// always, lie in place.
+pub(crate) enum Parents {
+    Few([Parent; 3], u8),
+    Many(Vec<Parent>),
+}
+
+impl Default for Parents {
+    fn default() -> Parents {
+        Parents::Few([None, None, None], 0)
+    }
+}
+
+impl Parents {
+    /// Of an operation's operands.
+    pub(crate) fn of<'a>(nodes: impl IntoIterator<Item = Option<&'a Counted<Node>>>) -> Parents {
+        let mut parents = Parents::default();
+        for node in nodes {
+            parents.push(node.cloned());
+        }
+        parents
+    }
+
+    fn push(&mut self, parent: Parent) {
+        match self {
+            Parents::Few(few, len) if usize::from(*len) < few.len() => {
+                few[usize::from(*len)] = parent;
+                *len += 1;
+            }
+            Parents::Few(few, _) => {
+                let mut many: Vec<Parent> = few.iter_mut().map(Option::take).collect();
+                many.push(parent);
+                *self = Parents::Many(many);
+            }
+            Parents::Many(many) => many.push(parent),
+        }
+    }
+
+    fn all(&self) -> &[Parent] {
+        match self {
+            Parents::Few(few, len) => &few[..usize::from(*len)],
+            Parents::Many(many) => many,
+        }
+    }
+
+    fn all_mut(&mut self) -> &mut [Parent] {
+        match self {
+            Parents::Few(few, len) => &mut few[..usize::from(*len)],
+            Parents::Many(many) => many,
+        }
+    }
+}
+
 /// What a node holds of the graph below it.
 #[derive(Default)]
 struct Body {
-    parents: Vec<Option<Arc<Node>>>,
+    parents: Parents,
     /// `None` for a leaf, and after the node was freed.
     saved: Option<Saved>,
     /// Whether a tracked parent was let go when the node was freed: what lies below is then unknown.
@@ -122,8 +177,8 @@ fn next_id() -> u64 {
 
 impl Node {
     /// A node without parents.
-    pub(crate) fn leaf(tensor: &Tensor) -> Arc<Node> {
-        Arc::new(Node {
+    pub(crate) fn leaf(tensor: &Tensor) -> Counted<Node> {
+        Counted::new(Node {
             id: next_id(),
             op: "leaf",
             shape: tensor.layout().shape,
@@ -143,23 +198,23 @@ impl Node {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
 
-    /// Lets go of everything saved, and of parents that were not on the path just walked. The path itself
-    /// stays, so that a later walk knows whether it needs what is gone.
-    fn free(&self, on_path: &[bool]) {
-        let mut body = self.body();
+impl Body {
+    /// Lets go of everything saved, and of parents that were not on the path just walked, and hands them over. The
+    /// path itself stays, so that a later walk knows whether it needs what is gone.
+    fn free(&mut self, on_path: &[bool]) -> Body {
         let mut gone = Body {
-            saved: body.saved.take(),
+            saved: self.saved.take(),
             ..Body::default()
         };
-        let body = &mut *body;
-        for (parent, kept) in body.parents.iter_mut().zip(on_path) {
+        for (parent, kept) in self.parents.all_mut().iter_mut().zip(on_path) {
             if !kept && let Some(parent) = parent.take() {
-                body.pruned = true;
+                self.pruned = true;
                 gone.parents.push(Some(parent));
             }
         }
-        discard(gone);
+        gone
     }
 }
 
@@ -174,7 +229,7 @@ impl Drop for Node {
             Ok(body) => body,
             Err(poisoned) => poisoned.into_inner(),
         };
-        if !body.parents.is_empty() || body.saved.is_some() {
+        if !body.parents.all().is_empty() || body.saved.is_some() {
             discard(std::mem::take(body));
         }
     }
@@ -256,8 +311,8 @@ pub(crate) fn tracks(parents: &[&Tensor]) -> bool {
     grad_enabled() && parents.iter().any(|p| p.requires_grad())
 }
 
-fn nodes(parents: &[&Tensor]) -> Vec<Option<Arc<Node>>> {
-    parents.iter().map(|p| p.node().cloned()).collect()
+fn nodes(parents: &[&Tensor]) -> Parents {
+    Parents::of(parents.iter().map(|p| p.node()))
 }
 
 /// Attaches a node; the caller has found that some parent is tracked. Sides of an operation that are not
@@ -265,7 +320,7 @@ fn nodes(parents: &[&Tensor]) -> Vec<Option<Arc<Node>>> {
 pub(crate) fn attach(
     op: &'static str,
     out: Tensor,
-    parents: Vec<Option<Arc<Node>>>,
+    parents: Parents,
     keep: bool,
     rule: Rule,
 ) -> Tensor {
@@ -289,7 +344,7 @@ pub(crate) fn attach(
             pruned: false,
         }),
     };
-    out.with_node(Some(Arc::new(node)))
+    out.with_node(Some(Counted::new(node)))
 }
 
 /// Gradients of `outputs` with respect to `inputs`, one per input, each of its input's shape and type.
@@ -315,35 +370,42 @@ pub fn grad(
     let _restore = RestoreMode(set_grad_enabled(create_graph));
     let retain = retain_graph || create_graph;
 
-    let Path { nodes, places } = path(outputs, inputs)?;
-    let mut pending: Vec<Option<Tensor>> = vec![None; nodes.len()];
+    let path = path(outputs, inputs)?;
+    let mut pending: Vec<Option<Tensor>> = Vec::new();
+    pending.resize_with(path.ids.len(), || None);
     for (output, seed) in outputs.iter().zip(seeds) {
-        if let Some(&place) = output.node().and_then(|n| places.get(&n.id)) {
+        if let Some(place) = output.node().and_then(|n| path.place(n.id)) {
             // Without a graph of the next order, a tracked cotangent does not make results tracked.
             let seed = if create_graph { seed } else { seed.detach() };
             accumulate(&mut pending[place], seed)?;
         }
     }
-    let mut wanted = vec![false; nodes.len()];
-    for input in inputs {
-        if let Some(&place) = input.node().and_then(|n| places.get(&n.id)) {
-            wanted[place] = true;
-        }
-    }
-    let mut found: HashMap<u64, Tensor, ByNumber> = HashMap::default();
+    // Where each input stands, and what has been found for it.
+    let wanted: Vec<Option<usize>> = inputs
+        .iter()
+        .map(|input| input.node().and_then(|n| path.place(n.id)))
+        .collect();
+    let mut found: Vec<Option<Tensor>> = Vec::new();
+    found.resize_with(inputs.len(), || None);
     let mut needs = Vec::new();
-    for (place, node) in nodes.iter().enumerate().rev() {
+    for (place, node) in path.nodes.iter().enumerate().rev() {
         let Some(gradient) = pending[place].take() else {
             continue;
         };
-        if wanted[place] {
-            found.insert(node.id, gradient.clone());
+        for (found, _) in found
+            .iter_mut()
+            .zip(&wanted)
+            .filter(|(_, w)| **w == Some(place))
+        {
+            *found = Some(gradient.clone());
         }
-        let body = node.body();
-        let place_of =
-            |parent: &Option<Arc<Node>>| parent.as_ref().and_then(|p| places.get(&p.id).copied());
+        if node.leaf {
+            continue;
+        }
+        let mut body = node.body();
+        let place_of = |parent: &Parent| parent.as_ref().and_then(|p| path.place(p.id));
         needs.clear();
-        needs.extend(body.parents.iter().map(|p| place_of(p).is_some()));
+        needs.extend(body.parents.all().iter().map(|p| place_of(p).is_some()));
         if !needs.contains(&true) {
             continue;
         }
@@ -360,27 +422,29 @@ pub fn grad(
         };
         let gradients = (saved.rule)(&flow)?;
         drop(flow);
-        if gradients.len() != body.parents.len() {
+        if gradients.len() != body.parents.all().len() {
             return Err(Error::Internal {
                 op: node.op,
                 problem: "its gradient rule returned a wrong number of gradients".into(),
             });
         }
-        for (parent, gradient) in body.parents.iter().zip(gradients) {
+        for (parent, gradient) in body.parents.all().iter().zip(gradients) {
             if let (Some(place), Some(gradient)) = (place_of(parent), gradient) {
-                let gradient = fit(node.op, gradient, &nodes[place])?;
+                let gradient = fit(node.op, gradient, &path.nodes[place])?;
                 accumulate(&mut pending[place], gradient)?;
             }
         }
-        drop(body);
         if !retain {
-            node.free(&needs);
+            let gone = body.free(&needs);
+            drop(body);
+            discard(gone);
         }
     }
     inputs
         .iter()
-        .map(|input| match input.node().and_then(|n| found.get(&n.id)) {
-            Some(gradient) => Ok(gradient.clone()),
+        .zip(found)
+        .map(|(input, found)| match found {
+            Some(gradient) => Ok(gradient),
             None => Tensor::zeros_for(OP, input.shape(), input.dtype()),
         })
         .collect()
@@ -452,88 +516,103 @@ fn seeds(outputs: &[&Tensor], grad_outputs: &[Option<&Tensor>]) -> Result<Vec<Te
         .collect()
 }
 
-/// Hashes node numbers, which are distinct and small: one multiplication spreads them enough.
-#[derive(Clone, Copy, Default)]
-struct NumberHasher(u64);
+/// The nodes between outputs and inputs (both included), by ascending number.
+struct Path {
+    /// Their numbers: what is searched.
+    ids: Vec<u64>,
+    nodes: Vec<Counted<Node>>,
+}
 
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+impl Path {
+    fn place(&self, id: u64) -> Option<usize> {
+        self.ids.binary_search(&id).ok()
     }
 }
 
-type ByNumber = BuildHasherDefault<NumberHasher>;
+/// A node that was reached, for the queue that gives the youngest first.
+struct Reached(Counted<Node>);
 
-/// The nodes between outputs and inputs (both included), by ascending number, and each one's place.
-struct Path {
-    nodes: Vec<Arc<Node>>,
-    places: HashMap<u64, usize, ByNumber>,
+impl PartialEq for Reached {
+    fn eq(&self, other: &Reached) -> bool {
+        self.0.id == other.0.id
+    }
+}
+impl Eq for Reached {}
+impl PartialOrd for Reached {
+    fn partial_cmp(&self, other: &Reached) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Reached {
+    fn cmp(&self, other: &Reached) -> std::cmp::Ordering {
+        self.0.id.cmp(&other.0.id)
+    }
 }
 
 fn path(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Path> {
     let mut path = Path {
+        ids: Vec::new(),
         nodes: Vec::new(),
-        places: HashMap::default(),
     };
-    let wanted: HashSet<u64, ByNumber> = inputs
+    let mut wanted: Vec<u64> = inputs
         .iter()
         .filter_map(|t| t.node().map(|n| n.id))
         .collect();
-    let Some(&oldest) = wanted.iter().min() else {
+    wanted.sort_unstable();
+    let Some(&oldest) = wanted.first() else {
         return Ok(path);
     };
-    // Everything the outputs depend on that is not older than every input.
-    let mut seen: HashSet<u64, ByNumber> = HashSet::default();
-    let mut stack: Vec<Arc<Node>> = Vec::new();
-    let mut reached: Vec<Arc<Node>> = Vec::new();
-    let mut visit = |node: &Arc<Node>, stack: &mut Vec<Arc<Node>>| {
-        if node.id >= oldest && seen.insert(node.id) {
-            stack.push(node.clone());
+    // Everything the outputs depend on that is not older than every input, youngest first: a node comes after all
+    // its children, and a second time in a row where several of them lead to it.
+    let mut queue: BinaryHeap<Reached> = outputs
+        .iter()
+        .filter_map(|output| output.node())
+        .filter(|node| node.id >= oldest)
+        .map(|node| Reached(node.clone()))
+        .collect();
+    // Each with whether it was freed; the numbers of all their parents one after the other, and how many.
+    let mut reached: Vec<(Counted<Node>, bool, usize)> = Vec::new();
+    let mut parents: Vec<u64> = Vec::new();
+    while let Some(Reached(node)) = queue.pop() {
+        if reached.last().is_some_and(|(last, ..)| last.id == node.id) {
+            continue;
         }
-    };
-    for output in outputs {
-        if let Some(node) = output.node() {
-            visit(node, &mut stack);
+        if node.leaf {
+            reached.push((node, false, 0));
+            continue;
         }
-    }
-    while let Some(node) = stack.pop() {
         let body = node.body();
         // Where parents were let go, an older input might lie below them.
         if body.pruned && oldest < node.id {
             return Err(Error::GraphFreed { op: node.op });
         }
-        for parent in body.parents.iter().flatten() {
-            visit(parent, &mut stack);
+        let before = parents.len();
+        for parent in body.parents.all().iter().flatten() {
+            if parent.id >= oldest {
+                parents.push(parent.id);
+                queue.push(Reached(parent.clone()));
+            }
         }
+        let (freed, count) = (body.saved.is_none(), parents.len() - before);
         drop(body);
-        reached.push(node);
+        reached.push((node, freed, count));
     }
-    reached.sort_unstable_by_key(|node| node.id);
     // A node is on a path if it is an input or one of its parents is on a path.
-    let mut freed = None;
-    for node in reached {
-        let body = node.body();
-        let on_path = |p: &Arc<Node>| path.places.contains_key(&p.id);
-        let leads = body.parents.iter().flatten().any(on_path);
-        if leads && body.saved.is_none() {
+    let mut gone = None;
+    while let Some((node, freed, count)) = reached.pop() {
+        let first = parents.len() - count;
+        let leads = parents[first..].iter().any(|&id| path.place(id).is_some());
+        parents.truncate(first);
+        if leads && freed {
             // Named in the error: the one nearest to the outputs.
-            freed = Some(node.op);
+            gone = Some(node.op);
         }
-        drop(body);
-        if leads || wanted.contains(&node.id) {
-            path.places.insert(node.id, path.nodes.len());
+        if leads || wanted.binary_search(&node.id).is_ok() {
+            path.ids.push(node.id);
             path.nodes.push(node);
         }
     }
-    match freed {
+    match gone {
         Some(op) => Err(Error::GraphFreed { op }),
         None => Ok(path),
     }

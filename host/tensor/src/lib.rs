@@ -55,6 +55,7 @@
 pub mod account;
 pub mod autograd;
 mod copy;
+mod counted;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;

@@ -1,10 +1,10 @@
 //! The tensor handle: storage, layout, and its place in the gradient graph.
 
 use std::fmt;
-use std::sync::Arc;
 
 use crate::autograd::{self, Node};
 use crate::copy::copy_out;
+use crate::counted::Counted;
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Walk, count};
@@ -12,10 +12,14 @@ use crate::storage::{Storage, zeroed_vec};
 
 /// A handle to a tensor. Cloning it copies no elements; the elements never change while it is shared.
 #[derive(Clone)]
-pub struct Tensor {
-    storage: Arc<Storage>,
+pub struct Tensor(Counted<Place>);
+
+/// What a handle names: elements, how they lie, and what made them. Behind one pointer, because handles are moved
+/// far more often than made.
+struct Place {
+    storage: Counted<Storage>,
     layout: Layout,
-    node: Option<Arc<Node>>,
+    node: Option<Counted<Node>>,
 }
 
 /// One side of an arithmetic operation: a tensor, or a number that takes the other side's type.
@@ -63,11 +67,7 @@ impl Tensor {
                 &[shape],
             ));
         }
-        Ok(Tensor {
-            storage: Arc::new(Storage::from_vec(op, values)?),
-            layout,
-            node: None,
-        })
+        Ok(Tensor::of(Storage::from_vec(op, values)?, layout))
     }
 
     /// A tensor of `dtype` from numbers in row-major order. i64 truncates toward 0, bool is `!= 0`.
@@ -173,31 +173,35 @@ impl Tensor {
 
     /// A new untracked tensor. Kept out of the generic functions above, of which there are hundreds.
     fn of(storage: Storage, layout: Layout) -> Tensor {
-        Tensor {
-            storage: Arc::new(storage),
+        Tensor::at(Counted::new(storage), layout, None)
+    }
+
+    fn at(storage: Counted<Storage>, layout: Layout, node: Option<Counted<Node>>) -> Tensor {
+        Tensor(Counted::new(Place {
+            storage,
             layout,
-            node: None,
-        }
+            node,
+        }))
     }
 
     /// Sizes of the axes; empty for a scalar.
     pub fn shape(&self) -> &[usize] {
-        &self.layout.shape
+        &self.0.layout.shape
     }
 
     /// The number of axes.
     pub fn rank(&self) -> usize {
-        self.layout.shape.len()
+        self.0.layout.shape.len()
     }
 
     /// The number of elements.
     pub fn numel(&self) -> usize {
-        self.layout.numel()
+        self.0.layout.numel()
     }
 
     /// The element type.
     pub fn dtype(&self) -> DType {
-        self.storage.dtype()
+        self.0.storage.dtype()
     }
 
     /// Bytes the elements take when contiguous. A view may hold more (its base) or less (a broadcast).
@@ -207,36 +211,35 @@ impl Tensor {
 
     /// Whether the elements lie row-major without gaps.
     pub fn is_contiguous(&self) -> bool {
-        self.layout.is_dense()
+        self.0.layout.is_dense()
     }
 
     /// Whether gradients flow into this tensor.
     pub fn requires_grad(&self) -> bool {
-        self.node.is_some()
+        self.0.node.is_some()
     }
 
     /// Whether no operation made this tensor, as far as gradients know.
     pub fn is_leaf(&self) -> bool {
-        self.node.as_ref().is_none_or(|n| n.is_leaf())
+        self.0.node.as_ref().is_none_or(|n| n.is_leaf())
     }
 
     /// The same elements without a place in the graph.
     pub fn detach(&self) -> Tensor {
-        Tensor {
-            storage: self.storage.clone(),
-            layout: self.layout,
-            node: None,
+        if self.0.node.is_none() {
+            return self.clone();
         }
+        Tensor::at(self.0.storage.clone(), self.0.layout, None)
     }
 
     /// The same elements as a new leaf that gradients flow into. A tensor of integers or truth values
     /// has no gradient and is returned untracked.
     pub fn with_requires_grad(&self) -> Tensor {
-        let mut leaf = self.detach();
-        if leaf.dtype().is_float() {
-            leaf.node = Some(Node::leaf(&leaf));
+        if !self.dtype().is_float() {
+            return self.detach();
         }
-        leaf
+        let node = Some(Node::leaf(self));
+        Tensor::at(self.0.storage.clone(), self.0.layout, node)
     }
 
     /// This tensor with its elements row-major without gaps: itself where they are already, else a copy
@@ -267,13 +270,16 @@ impl Tensor {
     fn copied(&self, op: &'static str) -> Result<Tensor> {
         with_element!(self.dtype(), E => {
             let source = self.storage_slice::<E>(op)?;
-            Tensor::build_unset::<E>(op, self.shape(), |out| copy_out(source, &self.layout, out))
+            Tensor::build_unset::<E>(op, self.shape(), |out| copy_out(source, &self.0.layout, out))
         })
     }
 
     /// A walk over this tensor alone.
     fn walk(&self) -> Walk<1> {
-        Walk::new(self.shape(), [(&self.layout.strides, self.layout.offset)])
+        Walk::new(
+            self.shape(),
+            [(&self.0.layout.strides, self.0.layout.offset)],
+        )
     }
 
     /// The elements of a contiguous tensor as a slice.
@@ -292,12 +298,12 @@ impl Tensor {
         if n == 0 {
             return Ok(&[]);
         }
-        Ok(&all[self.layout.offset..self.layout.offset + n])
+        Ok(&all[self.0.layout.offset..self.0.layout.offset + n])
     }
 
     /// The whole storage, which a layout's offset and strides index.
     pub(crate) fn storage_slice<E: Element>(&self, op: &'static str) -> Result<&[E]> {
-        self.storage.slice::<E>().ok_or_else(|| Error::Internal {
+        self.0.storage.slice::<E>().ok_or_else(|| Error::Internal {
             op,
             problem: format!("elements are {}, not {}", self.dtype(), E::DTYPE),
         })
@@ -309,8 +315,8 @@ impl Tensor {
         if !self.is_contiguous() {
             return None;
         }
-        let (n, offset) = (self.numel(), self.layout.offset);
-        let all = Arc::get_mut(&mut self.storage)?.slice_mut::<E>()?;
+        let (n, offset) = (self.numel(), self.0.layout.offset);
+        let all = self.0.get_mut()?.storage.get_mut()?.slice_mut::<E>()?;
         if n == 0 {
             return Some(&mut []);
         }
@@ -318,25 +324,24 @@ impl Tensor {
     }
 
     pub(crate) fn layout(&self) -> &Layout {
-        &self.layout
+        &self.0.layout
     }
 
-    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
-        self.node.as_ref()
+    pub(crate) fn node(&self) -> Option<&Counted<Node>> {
+        self.0.node.as_ref()
     }
 
-    pub(crate) fn with_node(mut self, node: Option<Arc<Node>>) -> Tensor {
-        self.node = node;
-        self
+    pub(crate) fn with_node(mut self, node: Option<Counted<Node>>) -> Tensor {
+        if let Some(place) = self.0.get_mut() {
+            place.node = node;
+            return self;
+        }
+        Tensor::at(self.0.storage.clone(), self.0.layout, node)
     }
 
     /// Another untracked layout of the same storage.
     pub(crate) fn view(&self, layout: Layout) -> Tensor {
-        Tensor {
-            storage: self.storage.clone(),
-            layout,
-            node: None,
-        }
+        Tensor::at(self.0.storage.clone(), layout, None)
     }
 
     /// The only element.
@@ -353,7 +358,7 @@ impl Tensor {
         }
         with_element!(self.dtype(), E => {
             let all = self.storage_slice::<E>("item")?;
-            Ok(all[self.layout.offset].to_f64())
+            Ok(all[self.0.layout.offset].to_f64())
         })
     }
 
@@ -382,7 +387,7 @@ impl Tensor {
     /// [`Error::DType`] where `E` is not the element type; [`Error::Memory`].
     pub fn to_vec<E: Element>(&self) -> Result<Vec<E>> {
         const OP: &str = "to_vec";
-        let Some(source) = self.storage.slice::<E>() else {
+        let Some(source) = self.0.storage.slice::<E>() else {
             return Err(Error::DType {
                 op: OP,
                 found: vec![self.dtype(), E::DTYPE],
@@ -390,7 +395,7 @@ impl Tensor {
             });
         };
         let mut out: Vec<E> = zeroed_vec(OP, self.numel())?;
-        copy_out(source, &self.layout, &mut out);
+        copy_out(source, &self.0.layout, &mut out);
         Ok(out)
     }
 }

@@ -5,9 +5,10 @@
 //! alone and vectorises. Gradient rules are tensor expressions; where recording is off the common ones
 //! take one pass with a fused map instead of several.
 
-use std::sync::Arc;
-
-use crate::autograd::{Flow, Gradients, Node, attach, grad_enabled, record, record_keeping_output};
+use crate::autograd::{
+    Flow, Gradients, Node, Parents, attach, grad_enabled, record, record_keeping_output,
+};
+use crate::counted::Counted;
 use crate::dtype::{DType, Element, with_element, with_float};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, Walk, broadcast_shapes, broadcast_strides};
@@ -282,7 +283,7 @@ impl Pair<'_> {
         }
     }
 
-    fn node(&self, i: usize) -> Option<&Arc<Node>> {
+    fn node(&self, i: usize) -> Option<&Counted<Node>> {
         match self.side(i) {
             Side::Tensor(t) => t.node(),
             Side::Scalar(_) => None,
@@ -303,7 +304,7 @@ impl Pair<'_> {
         if !(grad_enabled() && (self.tracked(0) || self.tracked(1))) {
             return out;
         }
-        let parents = vec![self.node(0).cloned(), self.node(1).cloned()];
+        let parents = Parents::of([self.node(0), self.node(1)]);
         attach(op, out, parents, false, Box::new(rule()))
     }
 }
