@@ -88,6 +88,19 @@ pub enum Error {
         /// The parameter.
         name: String,
     },
+    /// A mask says which weights live, and nothing else.
+    #[error(
+        "{operation}: the mask of parameter `{name}` holds {value}; a mask holds 0 and 1, or is bool: \
+         compare scores with a threshold first"
+    )]
+    NotMask {
+        /// The operation.
+        operation: &'static str,
+        /// The parameter.
+        name: String,
+        /// The first element that is neither 0 nor 1.
+        value: f64,
+    },
     /// Buffers follow from data, not from gradients, and have no masks.
     #[error("{operation}: parameter `{name}` is a buffer; set it with assign")]
     Buffer {
@@ -494,13 +507,13 @@ impl ParameterSet {
         Ok(())
     }
 
-    /// Sets (`Some`) or removes (`None`) the mask of a parameter. A position lives where the mask is true
-    /// or not zero, whatever its dtype. With `keep` false, value and optimiser state become zero at the dead positions now and
-    /// after every update; with `keep` true the stored value stays and only [`ParameterSet::value`] shows
+    /// Sets (`Some`) or removes (`None`) the mask of a parameter: bool, or 0 and 1 of any dtype. A position lives
+    /// where it is 1. With `keep` false, value and optimiser state become zero at the dead positions now and after
+    /// every update; with `keep` true the stored value stays and only [`ParameterSet::value`] shows
     /// zeros, so that a later mask may bring the weight back.
     ///
     /// # Errors
-    /// Unknown name; a buffer; another shape.
+    /// Unknown name; a buffer; another shape; an element that is neither 0 nor 1.
     pub fn set_mask(&mut self, name: &str, mask: Option<&Tensor>, keep: bool) -> Result<()> {
         let at = self.find(name)?;
         // A copy of a few pointers, so that a refusal leaves value and mask in step.
@@ -516,6 +529,16 @@ impl ParameterSet {
             Some(mask) => {
                 if mask.shape() != entry.value.shape() {
                     return Err(entry.mismatch("set-mask", "mask", mask));
+                }
+                if mask.dtype() != DType::Bool {
+                    let values = mask.detach().to_list().map_err(entry.fail("set-mask"))?;
+                    if let Some(value) = values.into_iter().find(|x| *x != 0.0 && *x != 1.0) {
+                        return Err(Error::NotMask {
+                            operation: "set-mask",
+                            name: name.into(),
+                            value,
+                        });
+                    }
                 }
                 let live = ops::astype(&mask.detach(), DType::Bool)
                     .and_then(|t| t.contiguous())
@@ -541,6 +564,12 @@ impl ParameterSet {
             .mask
             .as_ref()
             .map(|mask| mask.live.clone()))
+    }
+
+    /// Whether the parameter's mask hides values instead of setting them to 0.
+    pub fn hides(&self, name: &str) -> bool {
+        let entry = self.find(name).map(|at| &self.entries[at]);
+        entry.is_ok_and(|entry| entry.mask.as_ref().is_some_and(|mask| mask.keep))
     }
 
     /// Keeps values, masks and optimiser state of all parameters under a tag; the same tag overwrites.

@@ -91,11 +91,14 @@ pub fn execute(
     }
     let pool = threads::Pool::new(plan.threads)
         .map_err(|error| Diagnostic::new("the threads could not be started").because(&error))?;
-    pool.install(|| Runner::new(plan, run, parts, observer)?.drive())
+    pool.install(|| {
+        let shared = Rc::new(Shared::new(RunState::empty(plan.seed)));
+        Runner::new(plan, run, parts, observer, shared)?.drive()
+    })
 }
 
 /// A plugin of the run before it is instantiated.
-struct Part {
+pub(crate) struct Part {
     plan: PluginPlan,
     version: String,
     loaded: Loaded,
@@ -104,7 +107,11 @@ struct Part {
 }
 
 impl Part {
-    fn new(plan: &PluginPlan, version: &str, loaded: Loaded) -> Result<Part, Diagnostic> {
+    pub(crate) fn new(
+        plan: &PluginPlan,
+        version: &str,
+        loaded: Loaded,
+    ) -> Result<Part, Diagnostic> {
         if loaded.slot != plan.slot {
             return Err(Diagnostic::new(format!(
                 "`{}` is not {}",
@@ -164,13 +171,13 @@ fn event_name(event: wit::EventKind) -> &'static str {
 
 /// How far the run has come; part of every checkpoint.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Progress {
+pub(crate) struct Progress {
     /// Steps done, rewound ones included.
-    steps_done: u64,
+    pub(crate) steps_done: u64,
     /// Steps done in this round.
     round_step: u64,
     /// Rounds done.
-    round: u32,
+    pub(crate) round: u32,
     /// True once the trainer or a pruner has ended the round.
     round_over: bool,
     /// True once the last round is over.
@@ -179,7 +186,7 @@ struct Progress {
     seconds: f64,
     /// The newest metrics by full name.
     #[serde(with = "exact")]
-    metrics: BTreeMap<String, f64>,
+    pub(crate) metrics: BTreeMap<String, f64>,
     /// Length of `metrics.jsonl` when this was written: what comes after belongs to steps that are lost.
     metrics_bytes: u64,
 }
@@ -231,18 +238,19 @@ struct Saved {
 }
 
 /// A pruner in the run. `None` once it was skipped.
-struct Pruner {
+pub(crate) struct Pruner {
     part: usize,
-    session: Option<Session>,
+    pub(crate) session: Option<Session>,
 }
 
-struct Runner<'a> {
+/// A run at work. The conformance suite drives one step by step; everybody else calls [`execute`].
+pub(crate) struct Runner<'a> {
     plan: &'a Plan,
     parts: Vec<Part>,
-    shared: Rc<Shared>,
-    pruners: Vec<Pruner>,
+    pub(crate) shared: Rc<Shared>,
+    pub(crate) pruners: Vec<Pruner>,
     folder: RunFolder,
-    progress: Progress,
+    pub(crate) progress: Progress,
     steps_per_epoch: u64,
     steps_per_round: u64,
     started: Instant,
@@ -469,13 +477,14 @@ fn new_session(
 }
 
 impl<'a> Runner<'a> {
-    fn new(
+    /// Checks data and model and starts every plugin. `shared` holds nothing yet.
+    pub(crate) fn new(
         plan: &'a Plan,
         run: &RunOptions,
         parts: Vec<Part>,
         observer: &'a mut (dyn Observer + Send),
+        shared: Rc<Shared>,
     ) -> Result<Runner<'a>, Diagnostic> {
-        let shared = Rc::new(Shared::new(RunState::empty(plan.seed)));
         let source = match &plan.data {
             Some(from) => Source::of_data(plan, from)?,
             None => {
@@ -583,7 +592,7 @@ impl<'a> Runner<'a> {
     }
 
     /// The stores of these hold the shared state, which holds them: breaks the circles.
-    fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.shared.trainer.borrow_mut().take();
         self.shared.environment.borrow_mut().take();
         self.shared.normalizer.borrow_mut().take();
@@ -662,7 +671,7 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    fn info(&self) -> wit::RunInfo {
+    pub(crate) fn info(&self) -> wit::RunInfo {
         wit::RunInfo {
             steps: self.steps_per_round,
             steps_per_epoch: self.steps_per_epoch,
@@ -873,29 +882,38 @@ impl<'a> Runner<'a> {
     }
 
     fn rounds(&mut self) -> Result<Ending, Diagnostic> {
-        while !self.progress.stage_over {
-            while !self.progress.round_over && self.progress.round_step < self.steps_per_round {
-                if self.cancel.load(Ordering::Relaxed) {
-                    self.checkpoint()?;
-                    let run = self.folder.path().to_path_buf();
-                    let step = self.progress.steps_done;
-                    self.tell(Event::Interrupted {
-                        run: run.clone(),
-                        step,
-                    })?;
-                    return Ok(Ending::Interrupted { run, step });
-                }
-                self.step()?;
-            }
-            if !self.progress.stage_over {
-                match self.event(wit::EventKind::Round)? {
-                    Some(wit::Directive::Rewind(_)) => {}
-                    _ => self.progress.stage_over = true,
-                }
+        loop {
+            if let Some(ending) = self.advance()? {
+                return Ok(ending);
             }
         }
-        self.event(wit::EventKind::Stage)?;
-        self.finish()
+    }
+
+    /// One step, or what follows the last step of a round or of the stage; the ending once all is done.
+    pub(crate) fn advance(&mut self) -> Result<Option<Ending>, Diagnostic> {
+        if self.progress.stage_over {
+            self.event(wit::EventKind::Stage)?;
+            return self.finish().map(Some);
+        }
+        if self.progress.round_over || self.progress.round_step >= self.steps_per_round {
+            match self.event(wit::EventKind::Round)? {
+                Some(wit::Directive::Rewind(_)) => {}
+                _ => self.progress.stage_over = true,
+            }
+            return Ok(None);
+        }
+        if self.cancel.load(Ordering::Relaxed) {
+            self.checkpoint()?;
+            let run = self.folder.path().to_path_buf();
+            let step = self.progress.steps_done;
+            self.tell(Event::Interrupted {
+                run: run.clone(),
+                step,
+            })?;
+            return Ok(Some(Ending::Interrupted { run, step }));
+        }
+        self.step()?;
+        Ok(None)
     }
 
     fn step(&mut self) -> Result<(), Diagnostic> {
@@ -957,7 +975,10 @@ impl<'a> Runner<'a> {
     }
 
     /// Sends an event to every pruner that wants it and does what they answer: `stop` before `rewind`.
-    fn event(&mut self, kind: wit::EventKind) -> Result<Option<wit::Directive>, Diagnostic> {
+    pub(crate) fn event(
+        &mut self,
+        kind: wit::EventKind,
+    ) -> Result<Option<wit::Directive>, Diagnostic> {
         let mut metrics: Vec<wit::Metric> = Vec::new();
         for (name, &value) in &self.progress.metrics {
             metrics.push(wit::Metric {
@@ -1403,7 +1424,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Every plugin's bytes, all tensors and numbers, in one file.
-    fn checkpoint(&mut self) -> Result<(), Diagnostic> {
+    pub(crate) fn checkpoint(&mut self) -> Result<(), Diagnostic> {
         let mut plugins = BTreeMap::new();
         let mut skipped = Vec::new();
         let bytes = self.trainer(|session| session.save())?;
@@ -1582,7 +1603,7 @@ fn rewound(trainer: &str, now: &data::Streams, then: &data::Streams) -> data::St
     others.chain(back).collect::<Vec<_>>().into()
 }
 
-fn readable(kind: PredictionKind) -> metrics::Prediction {
+pub(crate) fn readable(kind: PredictionKind) -> metrics::Prediction {
     match kind {
         PredictionKind::Logits => metrics::Prediction::Logits,
         PredictionKind::Probabilities => metrics::Prediction::Probabilities,

@@ -8,11 +8,15 @@
 //! Limit of the promise: a law that holds here holds on these problems. The suite finds what is broken, it does
 //! not show that a method is good.
 
+mod bench;
+mod company;
 mod exam;
 mod laws;
 mod normalizer;
+mod pruner;
 mod setup;
 mod toy;
+mod trainer;
 
 use std::time::Instant;
 
@@ -23,9 +27,11 @@ use crate::diagnostic::Diagnostic;
 use crate::host::bindings::trainer::espalier::plugin::run::RunInfo;
 use crate::plan::Slot;
 
+pub use company::{COMPANY, Company, company};
 pub use laws::{LAWS, Law, laws_of};
 pub use setup::{Problem, Setup};
 
+use bench::Bench;
 use exam::Exam;
 
 /// What was found out about one law.
@@ -119,7 +125,9 @@ pub fn check(source: &str, bytes: &[u8], setup: &Setup) -> Result<Report, Diagno
     let about = exam.identity();
     match world {
         World::Normalizer | World::NormalizerTracking => normalizer::examine(&mut exam),
-        World::Trainer | World::Pruner | World::Tasks | World::Mdp => {}
+        World::Trainer => trainer::examine(&mut exam, &Bench::new()?),
+        World::Pruner => pruner::examine(&mut exam, &Bench::new()?),
+        World::Tasks | World::Mdp => {}
     }
     Ok(Report {
         plugin: about.0,

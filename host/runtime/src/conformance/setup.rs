@@ -13,7 +13,7 @@ use crate::plan::{Limits, OptionValue};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Problem {
-    /// Samples of three classes.
+    /// Samples of four classes.
     Classes,
     /// Samples with a number to predict.
     Values,
@@ -35,7 +35,7 @@ impl Problem {
     /// The problem in words.
     pub fn words(self) -> &'static str {
         match self {
-            Problem::Classes => "samples of three classes",
+            Problem::Classes => "samples of four classes",
             Problem::Values => "samples with a number to predict",
             Problem::Tasks => "prompts and verified responses",
             Problem::World => "a world to act in",

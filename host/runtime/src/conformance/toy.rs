@@ -1,6 +1,9 @@
 //! Toy problems, from numbers that are the same on every machine.
 
+use super::Problem;
+use super::bench::{Size, Trial};
 use crate::host::bindings::trainer::espalier::plugin::rewards::{Bounds, RewardSpec, Rollout};
+use crate::plan::Slot;
 
 /// A stream of numbers: splitmix64.
 pub(super) struct Draw(u64);
@@ -86,4 +89,191 @@ pub(super) fn rollouts(seed: u64, groups: u64, size: usize) -> Vec<Rollout> {
         }
     }
     batch
+}
+
+/// The whole numbers of an NPY file's header and its elements.
+fn npy(kind: &str, shape: &[usize], elements: Vec<u8>) -> Vec<u8> {
+    let sizes: Vec<String> = shape.iter().map(|n| format!("{n},")).collect();
+    let mut header = format!(
+        "{{'descr': '{kind}', 'fortran_order': False, 'shape': ({}), }}",
+        sizes.join(" ")
+    );
+    while (10 + header.len() + 1) % 64 != 0 {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((header.len() as u16).to_le_bytes());
+    file.extend(header.as_bytes());
+    file.extend(elements);
+    file
+}
+
+/// Classes of the toy problem; all sizes of its model are multiples of four, so that a half and three quarters of
+/// any weight matrix are whole numbers.
+pub(super) const CLASSES: usize = 4;
+
+/// Inputs f32 [n, 1, 4, 4] around a centre for each class, and the classes i64 [n] or a sum of inputs f32 [n].
+pub(super) fn samples(problem: Problem, size: Size) -> (Vec<u8>, Vec<u8>) {
+    let count = match size {
+        Size::Tiny => 2,
+        _ => 96,
+    };
+    let mut draw = Draw::new(11);
+    let (mut inputs, mut classes, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..count {
+        let class = i % CLASSES;
+        let mut sum = 0.0;
+        for place in 0..16 {
+            let bright = if place / 4 == class { 0.7 } else { 0.0 };
+            let x = (bright + 0.3 * draw.unit()) as f32;
+            sum += x * (place as f32 - 7.5) / 16.0;
+            inputs.extend(x.to_le_bytes());
+        }
+        classes.extend((class as i64).to_le_bytes());
+        values.extend(sum.to_le_bytes());
+    }
+    let inputs = npy("<f4", &[count, 1, 4, 4], inputs);
+    match problem {
+        Problem::Values => (inputs, npy("<f4", &[count], values)),
+        _ => (inputs, npy("<i8", &[count], classes)),
+    }
+}
+
+/// The run of a trial in words.
+pub(super) fn words(slot: Slot, trial: &Trial) -> String {
+    let beside = match slot {
+        Slot::Pruner => ", with the trainer backprop",
+        _ => "",
+    };
+    let what = match trial.size {
+        Size::Ordinary | Size::Frozen => trial.problem.words().to_string(),
+        Size::Tiny => format!("{}, as few as there can be", trial.problem.words()),
+        Size::Empty if slot == Slot::Pruner => format!(
+            "{} and a model with nothing to prune",
+            trial.problem.words()
+        ),
+        Size::Empty => format!(
+            "{} and a model with nothing to train",
+            trial.problem.words()
+        ),
+    };
+    let frozen = match trial.size {
+        Size::Frozen => ", a frozen layer and a normalisation in the model",
+        _ => "",
+    };
+    let options: Vec<String> = trial
+        .options
+        .iter()
+        .map(|(name, value)| format!(", {name} = {}", crate::options::show(value)))
+        .collect();
+    format!(
+        "ran {} steps on {what}{beside}{frozen}{}",
+        trial.steps,
+        options.concat()
+    )
+}
+
+/// The run file of a trial. The plugin stands under the name `subject`.
+pub(super) fn run_file(slot: Slot, trial: &Trial, subject: &str) -> String {
+    let steps = trial.steps;
+    let (outputs, loss) = match trial.problem {
+        Problem::Values => (1, "loss = \"mse\""),
+        _ => (CLASSES, ""),
+    };
+    let data = r#"
+[data]
+source = "npy"
+inputs = "inputs.npy"
+targets = "targets.npy"
+"#;
+    let linear = |features: usize, more: &str| {
+        format!("{{ kind = \"linear\", features = {features}{more} }},\n")
+    };
+    let frozen = ", frozen = true";
+    let stem = match trial.size {
+        Size::Frozen => ", frozen = true, group = \"stem\"",
+        Size::Empty if slot != Slot::Pruner => frozen,
+        _ => "",
+    };
+    let rest = match trial.size {
+        Size::Empty if slot != Slot::Pruner => frozen,
+        _ => "",
+    };
+    let (setting, layers) = match trial.problem {
+        Problem::Classes | Problem::Values => {
+            let test = match trial.size {
+                Size::Tiny => "test = 0.5\n",
+                _ => "test = 0.25\n",
+            };
+            let layers = match (trial.size, slot) {
+                (Size::Tiny, _) => linear(if loss.is_empty() { 2 } else { 1 }, ""),
+                (Size::Empty, Slot::Pruner) => {
+                    format!("{{ kind = \"layer-norm\" }},\n{}", linear(outputs, frozen))
+                }
+                (Size::Empty, _) => linear(outputs, frozen),
+                (size, _) => {
+                    let norm = match size {
+                        Size::Frozen if slot == Slot::Pruner => "{ kind = \"layer-norm\" },\n",
+                        _ => "",
+                    };
+                    format!(
+                        "{}{norm}{{ kind = \"relu\" }},\n{}{{ kind = \"relu\" }},\n{}",
+                        linear(24, stem),
+                        linear(16, ""),
+                        linear(outputs, "")
+                    )
+                }
+            };
+            (
+                format!("{data}{test}"),
+                format!("{{ kind = \"flatten\" }},\n{layers}"),
+            )
+        }
+        Problem::Tasks => {
+            let modulus = match trial.size {
+                Size::Tiny => 2,
+                _ => 10,
+            };
+            let setting = format!(
+                "\n[environment]\nplugin = \"modular-arithmetic\"\nwith = {{ modulus = {modulus}, operands = {modulus} }}\n[normalizer]\nplugin = \"reinforce-baseline\"\n"
+            );
+            let layers = format!(
+                "{{ kind = \"embedding\", features = 16, deviation = 0.1{rest} }},\n{}{{ kind = \"transformer-block\", features = 16, heads = 2{rest} }},\n{{ kind = \"tied-linear\"{rest} }},\n",
+                linear(16, stem)
+            );
+            (setting, layers)
+        }
+        Problem::World => {
+            let setting = "\n[environment]\nplugin = \"cartpole\"\n".to_string();
+            (
+                setting,
+                format!(
+                    "{}{{ kind = \"tanh\" }},\n{}",
+                    linear(16, stem),
+                    linear(2, rest)
+                ),
+            )
+        }
+    };
+    let batch = match trial.size {
+        Size::Tiny => 1,
+        _ => 8,
+    };
+    let epoch = match trial.problem {
+        Problem::Tasks | Problem::World => format!(
+            "steps-per-epoch = {}\nevaluation-episodes = 4\n",
+            steps.div_ceil(3).max(1)
+        ),
+        _ => String::new(),
+    };
+    let plugins = match slot {
+        Slot::Pruner => {
+            format!("[trainer]\nplugin = \"backprop\"\n[pruner]\nplugin = \"{subject}\"\n")
+        }
+        _ => format!("[trainer]\nplugin = \"{subject}\"\n"),
+    };
+    format!(
+        "{setting}[model]\nlayers = [\n{layers}]\n[schedule]\nsteps = {steps}\nbatch-size = {batch}\n{epoch}{loss}\n{plugins}"
+    )
 }

@@ -193,7 +193,12 @@ impl Session {
         let guest = self.store.data_mut();
         guest.counters.total += started.elapsed();
         *guest.counters.calls.entry(call).or_default() += 1;
-        result.map_err(|error| death(self.store.data(), call, &error))
+        result.map_err(|error| {
+            let guest = self.store.data();
+            let death = death(guest, call, &error);
+            guest.shared.death.replace(Some(death.clone()));
+            death
+        })
     }
 
     fn wrong_slot<T>() -> wasmtime::Result<T> {

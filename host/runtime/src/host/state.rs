@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::guest::misuse;
 use super::rollouts::Rollouts;
-use super::session::Session;
+use super::session::{Death, Session};
 use crate::data::{Dataset, Streams};
 use crate::events::Event;
 use crate::model::{FieldShape, Model};
@@ -222,6 +222,8 @@ pub struct Shared {
     pub normalizer: RefCell<Option<Session>>,
     /// Said and reported by plugins in this call.
     pub events: RefCell<Vec<Event>>,
+    /// The last plugin that died, and how.
+    pub death: RefCell<Option<Death>>,
 }
 
 impl Shared {
@@ -233,6 +235,7 @@ impl Shared {
             environment: RefCell::new(None),
             normalizer: RefCell::new(None),
             events: RefCell::default(),
+            death: RefCell::default(),
         }
     }
 }
