@@ -282,8 +282,9 @@ fn native_step(network: &Network) -> Box<dyn FnMut()> {
         )
         .unwrap();
         let values: Vec<Tensor> = names.iter().map(|name| set.value(name).unwrap()).collect();
-        let values: Vec<&Tensor> = values.iter().collect();
-        let grads = autograd::grad(&[&loss], &[None], &values, false, false).unwrap();
+        let leaves: Vec<&Tensor> = values.iter().collect();
+        let grads = autograd::grad(&[&loss], &[None], &leaves, false, false).unwrap();
+        // A value that somebody holds would be copied by the update.
         drop(values);
         if adam {
             set.adam(

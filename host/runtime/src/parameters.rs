@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use espalier_tensor::optim::{self, Adam, Sgd};
+use espalier_tensor::optim::{self, Adam, AdamPart, Sgd, SgdPart};
 use espalier_tensor::{DType, Tensor, ops};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -634,22 +634,18 @@ impl ParameterSet {
     /// Before anything changes: unknown or repeated names, frozen parameters, buffers, a gradient of
     /// another shape or dtype, lists of different lengths.
     pub fn sgd(&mut self, names: &[String], grads: &[Tensor], how: &Sgd) -> Result<()> {
-        for (at, grad) in self.plan_update("sgd", names, grads)? {
-            let entry = &mut self.entries[at];
-            let fail = entry.fail("sgd");
-            // The leaf shares the value's storage: let go of it, or the step must copy.
-            entry.leaf = None;
-            let mask = pruned(&entry.mask);
-            optim::sgd_step(
-                &mut entry.value,
-                &grad.detach(),
-                &mut entry.momentum,
-                how,
-                mask,
-            )
-            .map_err(fail)?;
-        }
-        Ok(())
+        let mut chosen = self.chosen("sgd", names, grads)?;
+        let mut parts: Vec<SgdPart> = chosen
+            .iter_mut()
+            .map(|(entry, grad)| SgdPart {
+                value: &mut entry.value,
+                grad,
+                buf: &mut entry.momentum,
+                mask: pruned(&entry.mask),
+            })
+            .collect();
+        let done = optim::sgd_steps(&mut parts, how);
+        done.map_err(|(at, source)| chosen[at].0.fail("sgd")(source))
     }
 
     /// One step of Adam or AdamW on the named parameters; others stay untouched.
@@ -657,25 +653,46 @@ impl ParameterSet {
     /// # Errors
     /// As [`ParameterSet::sgd`].
     pub fn adam(&mut self, names: &[String], grads: &[Tensor], how: &Adam) -> Result<()> {
-        for (at, grad) in self.plan_update("adam", names, grads)? {
-            let entry = &mut self.entries[at];
-            let fail = entry.fail("adam");
-            entry.leaf = None;
-            let mask = pruned(&entry.mask);
-            let (m, v) = (&mut entry.adam_m, &mut entry.adam_v);
-            optim::adam_step(
-                &mut entry.value,
-                &grad.detach(),
-                m,
-                v,
-                entry.adam_steps + 1,
-                how,
-                mask,
-            )
-            .map_err(fail)?;
+        let mut chosen = self.chosen("adam", names, grads)?;
+        let mut parts: Vec<AdamPart> = chosen
+            .iter_mut()
+            .map(|(entry, grad)| AdamPart {
+                value: &mut entry.value,
+                grad,
+                m: &mut entry.adam_m,
+                v: &mut entry.adam_v,
+                step: entry.adam_steps + 1,
+                mask: pruned(&entry.mask),
+            })
+            .collect();
+        let done = optim::adam_steps(&mut parts, how);
+        done.map_err(|(at, source)| chosen[at].0.fail("adam")(source))?;
+        for (entry, _) in chosen {
             entry.adam_steps += 1;
         }
         Ok(())
+    }
+
+    /// The entries of an update that [`Self::plan_update`] allows, each with its gradient. Their leaves are gone:
+    /// a leaf shares the value's storage, and the step would have to copy it.
+    fn chosen<'a>(
+        &'a mut self,
+        operation: &'static str,
+        names: &[String],
+        grads: &'a [Tensor],
+    ) -> Result<Vec<(&'a mut Entry, &'a Tensor)>> {
+        let mut grad_of = vec![None; self.entries.len()];
+        for (at, grad) in self.plan_update(operation, names, grads)? {
+            grad_of[at] = Some(grad);
+        }
+        let entries = self.entries.iter_mut().zip(grad_of);
+        let chosen = entries.filter_map(|(entry, grad)| {
+            grad.map(|grad| {
+                entry.leaf = None;
+                (entry, grad)
+            })
+        });
+        Ok(chosen.collect())
     }
 
     /// Sets moments and step counters of the named parameters to zero.

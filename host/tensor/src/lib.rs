@@ -72,6 +72,7 @@ pub mod optim;
 pub mod random;
 mod simd;
 mod storage;
+mod team;
 mod tensor;
 pub mod threads;
 

@@ -8,8 +8,7 @@ use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
 use crate::lanes::{Real, simd_fn};
 use crate::tensor::Tensor;
-use crate::threads::SERIAL_LIMIT;
-use rayon::prelude::*;
+use crate::threads::{for_items, is_parallel};
 
 /// Options of [`sgd_step`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,8 +40,36 @@ pub struct Adam {
     pub decoupled: bool,
 }
 
-/// Elements of one block: value, gradient, state and mask of a block stay in the first-level cache.
-const BLOCK: usize = 2048;
+/// Elements of one block: few enough for all threads to have some, enough to be worth a call.
+const BLOCK: usize = 4096;
+
+/// A parameter in a step of [`sgd_steps`].
+pub struct SgdPart<'a> {
+    /// What the step changes.
+    pub value: &'a mut Tensor,
+    /// Its gradient.
+    pub grad: &'a Tensor,
+    /// Its momentum buffer.
+    pub buf: &'a mut Option<Tensor>,
+    /// Where the value lives.
+    pub mask: Option<&'a Tensor>,
+}
+
+/// A parameter in a step of [`adam_steps`].
+pub struct AdamPart<'a> {
+    /// What the step changes.
+    pub value: &'a mut Tensor,
+    /// Its gradient.
+    pub grad: &'a Tensor,
+    /// The running mean of its gradients.
+    pub m: &'a mut Option<Tensor>,
+    /// The running mean of their squares.
+    pub v: &'a mut Option<Tensor>,
+    /// The number of this parameter's step, counted from 1.
+    pub step: u64,
+    /// Where the value lives.
+    pub mask: Option<&'a Tensor>,
+}
 
 /// One step of stochastic gradient descent on `value`, in place.
 ///
@@ -54,7 +81,7 @@ const BLOCK: usize = 2048;
 /// tensors are the value's, a mask may also be bool.
 ///
 /// # Errors
-/// [`Error::Shape`], [`Error::DType`], [`Error::Budget`]; nothing has changed then.
+/// [`Error::Shape`], [`Error::DType`], [`Error::Budget`]; the value has not changed then.
 pub fn sgd_step(
     value: &mut Tensor,
     grad: &Tensor,
@@ -62,23 +89,42 @@ pub fn sgd_step(
     options: &Sgd,
     mask: Option<&Tensor>,
 ) -> Result<()> {
+    let part = SgdPart {
+        value,
+        grad,
+        buf,
+        mask,
+    };
+    sgd_steps(&mut [part], options).map_err(|failure| failure.1)
+}
+
+/// [`sgd_step`] on many parameters at once, whose blocks the threads share.
+///
+/// # Errors
+/// As [`sgd_step`], with the place of the parameter in `parts`; no value has changed then.
+pub fn sgd_steps(parts: &mut [SgdPart], options: &Sgd) -> std::result::Result<(), (usize, Error)> {
     const OP: &str = "sgd_step";
-    check(OP, value, &[Some(grad), buf.as_ref()], mask)?;
-    let (grad, mask) = (grad.dense(OP)?, Mask::of(OP, mask)?);
-    with_float!(OP, value.dtype(), T => {
-        own::<T>(OP, value)?;
-        if options.momentum == 0.0 {
-            let v = slice_mut::<T>(OP, value)?;
-            update(v, grad.data::<T>()?, &mut [], &mut [], &mask, |v, g, _, _| sgd(v, g, options));
-            return Ok(());
-        }
-        let first = buf.is_none();
-        let b = state::<T>(OP, value, buf)?;
-        let v = slice_mut::<T>(OP, value)?;
-        let step = |v: &mut [T], g: &[T], b: &mut [T], _: &mut [T]| sgd_momentum(v, g, b, options, first);
-        update(v, grad.data::<T>()?, b, &mut [], &mask, step);
-        Ok(())
-    })
+    let (mut sources, mut step) = (
+        Vec::with_capacity(parts.len()),
+        SgdStep {
+            options,
+            first: Vec::with_capacity(parts.len()),
+        },
+    );
+    for (i, part) in parts.iter_mut().enumerate() {
+        step.first.push(part.buf.is_none());
+        let ready = prepare(OP, part.value, part.grad, part.mask, step.states(part.buf));
+        sources.push(ready.map_err(|error| (i, error))?);
+    }
+    let mut blocks = Blocks::default();
+    for (i, (part, source)) in parts.iter_mut().zip(&sources).enumerate() {
+        let states = step.states(part.buf);
+        blocks
+            .cut(OP, i, part.value, source, states)
+            .map_err(|error| (i, error))?;
+    }
+    blocks.run(&sources, &step);
+    Ok(())
 }
 
 /// One step of Adam (Kingma and Ba 2015, algorithm 1), or of AdamW (Loshchilov and Hutter 2019) where
@@ -101,31 +147,251 @@ pub fn adam_step(
     options: &Adam,
     mask: Option<&Tensor>,
 ) -> Result<()> {
+    let part = AdamPart {
+        value,
+        grad,
+        m,
+        v,
+        step,
+        mask,
+    };
+    adam_steps(&mut [part], options).map_err(|failure| failure.1)
+}
+
+/// [`adam_step`] on many parameters at once, whose blocks the threads share.
+///
+/// # Errors
+/// As [`adam_step`], with the place of the parameter in `parts`; no value has changed then.
+pub fn adam_steps(
+    parts: &mut [AdamPart],
+    options: &Adam,
+) -> std::result::Result<(), (usize, Error)> {
     const OP: &str = "adam_step";
-    if step == 0 {
-        return Err(Error::argument(OP, "steps are counted from 1, got 0"));
-    }
-    check(OP, value, &[Some(grad), m.as_ref(), v.as_ref()], mask)?;
-    let (grad, mask) = (grad.dense(OP)?, Mask::of(OP, mask)?);
     // 1 - beta^step as -expm1(step ln beta), exact to rounding for any step; beta = 0 gives 1.
-    let correction = |beta: f64| {
+    let correction = |beta: f64, step: u64| {
         if beta == 0.0 {
             1.0
         } else {
             -(step as f64 * beta.ln()).exp_m1()
         }
     };
-    let size = options.lr / correction(options.beta1);
-    let root = correction(options.beta2).sqrt();
-    with_float!(OP, value.dtype(), T => {
-        own::<T>(OP, value)?;
-        let first = state::<T>(OP, value, m)?;
-        let second = state::<T>(OP, value, v)?;
-        let values = slice_mut::<T>(OP, value)?;
-        let step = |x: &mut [T], g: &[T], m: &mut [T], v: &mut [T]| adam(x, g, m, v, options, size, root);
-        update(values, grad.data::<T>()?, first, second, &mask, step);
-        Ok(())
-    })
+    let (mut sources, mut step) = (
+        Vec::with_capacity(parts.len()),
+        AdamStep {
+            options,
+            corrections: Vec::with_capacity(parts.len()),
+        },
+    );
+    for (i, part) in parts.iter_mut().enumerate() {
+        if part.step == 0 {
+            let error = Error::argument(OP, "steps are counted from 1, got 0");
+            return Err((i, error));
+        }
+        step.corrections.push(Corrections {
+            size: options.lr / correction(options.beta1, part.step),
+            root: correction(options.beta2, part.step).sqrt(),
+        });
+        let states = [Some(&mut *part.m), Some(&mut *part.v)];
+        let ready = prepare(OP, part.value, part.grad, part.mask, states);
+        sources.push(ready.map_err(|error| (i, error))?);
+    }
+    let mut blocks = Blocks::default();
+    for (i, (part, source)) in parts.iter_mut().zip(&sources).enumerate() {
+        let states = [Some(&mut *part.m), Some(&mut *part.v)];
+        blocks
+            .cut(OP, i, part.value, source, states)
+            .map_err(|error| (i, error))?;
+    }
+    blocks.run(&sources, &step);
+    Ok(())
+}
+
+/// What a step reads beside values and states.
+struct Sources {
+    grad: Tensor,
+    mask: Mask,
+}
+
+/// Checks a parameter, and makes its value and states ready to be written; their numbers stay.
+fn prepare(
+    op: &'static str,
+    value: &mut Tensor,
+    grad: &Tensor,
+    mask: Option<&Tensor>,
+    states: [Option<&mut Option<Tensor>>; 2],
+) -> Result<Sources> {
+    for state in states.iter().flatten() {
+        check(op, value, &[state.as_ref()], None)?;
+    }
+    check(op, value, &[Some(grad)], mask)?;
+    let sources = Sources {
+        grad: grad.dense(op)?,
+        mask: Mask::of(op, mask)?,
+    };
+    with_float!(op, value.dtype(), T => {
+        own::<T>(op, value)?;
+        for state in states.into_iter().flatten() {
+            match state {
+                Some(state) => own::<T>(op, state)?,
+                None => *state = Some(Tensor::zeros_for(op, value.shape(), value.dtype())?),
+            }
+        }
+    });
+    Ok(sources)
+}
+
+/// A piece of one parameter: elements `at..` of value, gradient and states; a state that the step does not have is
+/// empty.
+struct Block<'a, T> {
+    part: usize,
+    at: usize,
+    value: &'a mut [T],
+    grad: &'a [T],
+    states: [&'a mut [T]; 2],
+}
+
+/// The pieces of all parameters.
+#[derive(Default)]
+struct Blocks<'a> {
+    single: Vec<Block<'a, f32>>,
+    double: Vec<Block<'a, f64>>,
+    total: usize,
+}
+
+impl<'a> Blocks<'a> {
+    /// Adds the pieces of a parameter that is ready.
+    fn cut(
+        &mut self,
+        op: &'static str,
+        part: usize,
+        value: &'a mut Tensor,
+        sources: &'a Sources,
+        [a, b]: [Option<&'a mut Option<Tensor>>; 2],
+    ) -> Result<()> {
+        self.total += value.numel();
+        match value.dtype() {
+            DType::F64 => cut(&mut self.double, op, part, value, sources, [a, b]),
+            _ => cut(&mut self.single, op, part, value, sources, [a, b]),
+        }
+    }
+
+    /// Runs the step, and then the mask, over every piece.
+    fn run(self, sources: &[Sources], step: &impl Step) {
+        let threaded = is_parallel(self.total);
+        run(self.single, threaded, sources, step);
+        run(self.double, threaded, sources, step);
+    }
+}
+
+fn cut<'a, T: Element>(
+    blocks: &mut Vec<Block<'a, T>>,
+    op: &'static str,
+    part: usize,
+    value: &'a mut Tensor,
+    sources: &'a Sources,
+    states: [Option<&'a mut Option<Tensor>>; 2],
+) -> Result<()> {
+    let count = value.numel().div_ceil(BLOCK);
+    let pieces = |state: Option<&'a mut Option<Tensor>>| match state.and_then(Option::as_mut) {
+        Some(state) => Ok(slice_mut::<T>(op, state)?.chunks_mut(BLOCK).collect()),
+        None => {
+            let mut none: Vec<&'a mut [T]> = Vec::new();
+            none.resize_with(count, Default::default);
+            Ok::<_, Error>(none)
+        }
+    };
+    let [a, b] = states;
+    let states = pieces(a)?.into_iter().zip(pieces(b)?);
+    let values = slice_mut::<T>(op, value)?.chunks_mut(BLOCK);
+    let grads = sources.grad.data::<T>()?.chunks(BLOCK);
+    for (i, ((value, grad), (a, b))) in values.zip(grads).zip(states).enumerate() {
+        blocks.push(Block {
+            part,
+            at: i * BLOCK,
+            value,
+            grad,
+            states: [a, b],
+        });
+    }
+    Ok(())
+}
+
+fn run<T: Real + Element>(
+    blocks: Vec<Block<T>>,
+    threaded: bool,
+    sources: &[Sources],
+    step: &impl Step,
+) {
+    for_items(
+        blocks,
+        threaded,
+        || (),
+        |(), _, mut block| {
+            step.run(&mut block);
+            let mask = &sources[block.part].mask;
+            let [a, b] = block.states;
+            for out in [block.value, a, b] {
+                mask.apply(block.at, out);
+            }
+        },
+    );
+}
+
+/// The arithmetic of one piece.
+trait Step: Sync {
+    fn run<T: Real>(&self, block: &mut Block<T>);
+}
+
+struct SgdStep<'a> {
+    options: &'a Sgd,
+    /// Of each parameter, whether its buffer is new.
+    first: Vec<bool>,
+}
+
+impl SgdStep<'_> {
+    /// The states that this step has: none without momentum.
+    fn states<'a>(&self, buf: &'a mut Option<Tensor>) -> [Option<&'a mut Option<Tensor>>; 2] {
+        [(self.options.momentum != 0.0).then_some(buf), None]
+    }
+}
+
+impl Step for SgdStep<'_> {
+    fn run<T: Real>(&self, b: &mut Block<T>) {
+        if self.options.momentum == 0.0 {
+            sgd(b.value, b.grad, self.options);
+        } else {
+            let first = self.first[b.part];
+            sgd_momentum(b.value, b.grad, b.states[0], self.options, first);
+        }
+    }
+}
+
+struct AdamStep<'a> {
+    options: &'a Adam,
+    corrections: Vec<Corrections>,
+}
+
+/// What Adam divides by early in a run.
+#[derive(Clone, Copy)]
+struct Corrections {
+    /// The learning rate over 1 - beta1^step.
+    size: f64,
+    /// The root of 1 - beta2^step.
+    root: f64,
+}
+
+impl Step for AdamStep<'_> {
+    fn run<T: Real>(&self, b: &mut Block<T>) {
+        let [m, v] = &mut b.states;
+        adam(
+            b.value,
+            b.grad,
+            m,
+            v,
+            self.options,
+            self.corrections[b.part],
+        );
+    }
 }
 
 /// Refuses tensors that do not have the value's shape and element type.
@@ -176,24 +442,6 @@ fn own<T: Element>(op: &'static str, t: &mut Tensor) -> Result<()> {
     Ok(())
 }
 
-/// The state's elements for writing, zeros where there was no state.
-fn state<'a, T: Element>(
-    op: &'static str,
-    value: &Tensor,
-    state: &'a mut Option<Tensor>,
-) -> Result<&'a mut [T]> {
-    if state.is_none() {
-        *state = Some(Tensor::zeros_for(op, value.shape(), value.dtype())?);
-    }
-    match state {
-        Some(tensor) => {
-            own::<T>(op, tensor)?;
-            slice_mut(op, tensor)
-        }
-        None => Ok(&mut []),
-    }
-}
-
 fn slice_mut<'a, T: Element>(op: &'static str, t: &'a mut Tensor) -> Result<&'a mut [T]> {
     t.data_mut::<T>().ok_or_else(|| Error::Internal {
         op,
@@ -239,53 +487,6 @@ impl Mask {
     }
 }
 
-/// The state's blocks; an empty state has `count` empty ones.
-fn pieces<T>(state: &mut [T], count: usize) -> Vec<&mut [T]> {
-    let mut pieces: Vec<&mut [T]> = state.chunks_mut(BLOCK).collect();
-    if pieces.is_empty() {
-        pieces.resize_with(count, Default::default);
-    }
-    pieces
-}
-
-/// Runs `step` and then the mask over blocks of the four slices; state slices may be empty.
-fn update<T: Real + Element>(
-    value: &mut [T],
-    grad: &[T],
-    a: &mut [T],
-    b: &mut [T],
-    mask: &Mask,
-    step: impl Fn(&mut [T], &[T], &mut [T], &mut [T]) + Sync,
-) {
-    let block = |index: usize, v: &mut [T], g: &[T], a: &mut [T], b: &mut [T]| {
-        step(v, g, a, b);
-        for out in [v, a, b] {
-            mask.apply(index * BLOCK, out);
-        }
-    };
-    let count = value.len().div_ceil(BLOCK);
-    if value.len() <= SERIAL_LIMIT || rayon::current_num_threads() == 1 {
-        let states = pieces(a, count).into_iter().zip(pieces(b, count));
-        for (i, ((v, g), (a, b))) in value
-            .chunks_mut(BLOCK)
-            .zip(grad.chunks(BLOCK))
-            .zip(states)
-            .enumerate()
-        {
-            block(i, v, g, a, b);
-        }
-    } else {
-        let states = pieces(a, count).into_par_iter().zip(pieces(b, count));
-        value
-            .par_chunks_mut(BLOCK)
-            .zip(grad.par_chunks(BLOCK))
-            .zip(states)
-            .enumerate()
-            .with_min_len(8)
-            .for_each(|(i, ((v, g), (a, b)))| block(i, v, g, a, b));
-    }
-}
-
 simd_fn! {
     fn sgd<T>(value: &mut [T], grad: &[T], options: &Sgd) {
         let (lr, decay) = (T::of(options.lr), T::of(options.weight_decay));
@@ -309,9 +510,9 @@ simd_fn! {
 }
 
 simd_fn! {
-    fn adam<T>(value: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], options: &Adam, size: f64, root: f64) {
+    fn adam<T>(value: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], options: &Adam, by: Corrections) {
         // A product instead of a quotient: roots and quotients are what this loop waits for.
-        let (size, over_root, eps) = (T::of(size), T::of(1.0 / root), T::of(options.eps));
+        let (size, over_root, eps) = (T::of(by.size), T::of(1.0 / by.root), T::of(options.eps));
         let (beta2, rest1, rest2) =
             (T::of(options.beta2), T::of(1.0 - options.beta1), T::of(1.0 - options.beta2));
         let decay = T::of(if options.decoupled { 0.0 } else { options.weight_decay });

@@ -5,12 +5,11 @@
 //! threads, and on another device. Nothing here calls libm, so that the numbers are the same bits on
 //! every machine.
 
-use rayon::prelude::*;
-
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::lanes::simd_fn;
 use crate::tensor::Tensor;
+use crate::threads::for_blocks;
 
 /// What names a sequence of random numbers.
 ///
@@ -120,21 +119,21 @@ simd_fn! {
 /// Runs `convert(words, out)` over `out` in pieces, each with `per` words for every output element.
 fn fill<T: Send>(key: &Key, out: &mut [T], per: usize, convert: impl Fn(&[u32], &mut [T]) + Sync) {
     let step = PIECE / per;
-    out.par_chunks_mut(step)
-        .enumerate()
-        .for_each(|(index, piece)| {
-            let mut words = [0u32; PIECE];
-            let first = (index * PIECE / 4) as u64;
-            // Box-Muller takes pairs, so an odd end still draws a whole block.
-            let used = (piece.len() * per).next_multiple_of(4).min(PIECE);
-            fill_words(
-                key,
-                first,
-                &mut words[..used],
-                std::marker::PhantomData::<f32>,
-            );
-            convert(&words[..used], piece);
-        });
+    // Ten rounds of multiplications, and perhaps a logarithm: an element is worth eight ordinary ones.
+    let total = 8 * out.len();
+    for_blocks(out, step, total, |at, piece| {
+        let mut words = [0u32; PIECE];
+        let first = (at / step * PIECE / 4) as u64;
+        // Box-Muller takes pairs, so an odd end still draws a whole block.
+        let used = (piece.len() * per).next_multiple_of(4).min(PIECE);
+        fill_words(
+            key,
+            first,
+            &mut words[..used],
+            std::marker::PhantomData::<f32>,
+        );
+        convert(&words[..used], piece);
+    });
 }
 
 /// `n` words of 64 bits, every value equally likely.

@@ -5,12 +5,14 @@
 //! partial results are combined in block order. So results have the same bits for any number of threads.
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use crate::account::{Account, AccountScope};
 use crate::autograd;
 use crate::error::{Error, Result};
+use crate::team::{self, Membership, Team};
 
 /// Element count up to which a kernel runs on the calling thread alone.
 pub const SERIAL_LIMIT: usize = 64 * 1024;
@@ -19,8 +21,16 @@ pub const SERIAL_LIMIT: usize = 64 * 1024;
 pub(crate) const BLOCK: usize = 16 * 1024;
 
 /// A fixed number of worker threads.
-#[derive(Debug)]
-pub struct Pool(rayon::ThreadPool);
+pub struct Pool {
+    pool: rayon::ThreadPool,
+    team: Arc<Team>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} threads)", self.threads())
+    }
+}
 
 impl Pool {
     /// A pool of `n` threads; 0 means one per core.
@@ -32,7 +42,10 @@ impl Pool {
             .num_threads(n)
             .thread_name(|i| format!("tensor-{i}"))
             .build()
-            .map(Pool)
+            .map(|pool| Pool {
+                team: Team::new(pool.current_num_threads()),
+                pool,
+            })
             .map_err(|e| Error::argument("threads", format!("cannot start {n} threads: {e}")))
     }
 
@@ -41,7 +54,9 @@ impl Pool {
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         let account = Account::current();
         let enabled = autograd::grad_enabled();
-        self.0.install(move || {
+        let team = &self.team;
+        self.pool.install(move || {
+            let _member = Membership::of(team);
             let _account = AccountScope::of(account);
             let previous = autograd::set_grad_enabled(enabled);
             let result = work();
@@ -52,16 +67,18 @@ impl Pool {
 
     /// The number of threads.
     pub fn threads(&self) -> usize {
-        self.0.current_num_threads()
+        self.pool.current_num_threads()
     }
 }
 
 /// Calls `work(i)` for each `i` in `0..n`, on the current pool's threads.
 ///
-/// The one place that instantiates rayon's machinery: kernels come as `dyn`, so that hundreds of them
-/// share one compiled copy. A call per block costs nothing beside the block.
+/// Kernels come as `dyn`, so that hundreds of them share one compiled copy of the machinery. A call per block
+/// costs nothing beside the block.
 pub(crate) fn parallel(n: usize, work: &(dyn Fn(usize) + Sync)) {
-    (0..n).into_par_iter().for_each(work);
+    if !team::run(n, work) {
+        (0..n).into_par_iter().for_each(work);
+    }
 }
 
 /// Whether work of `total` elements is worth more than one thread, and there is more than one.
@@ -123,4 +140,32 @@ pub(crate) fn map_ranges<R: Send>(
         slot[0] = Some(work(i * block..((i + 1) * block).min(n)));
     });
     results.into_iter().flatten().collect()
+}
+
+/// Calls `work(scratch, index, item)` for each item, on the pool's threads where `threaded`. A scratch is made by
+/// `fresh` and serves any number of items, one at a time: nothing may depend on what it held.
+pub(crate) fn for_items<A: Send, S: Send>(
+    items: Vec<A>,
+    threaded: bool,
+    fresh: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, usize, A) + Sync,
+) {
+    if !threaded || items.len() < 2 || rayon::current_num_threads() == 1 {
+        let mut scratch = fresh();
+        for (index, item) in items.into_iter().enumerate() {
+            work(&mut scratch, index, item);
+        }
+        return;
+    }
+    let idle = Mutex::new(Vec::new());
+    let lock = || idle.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut items: Vec<Option<A>> = items.into_iter().map(Some).collect();
+    for_blocks(&mut items, 1, usize::MAX, |index, slot| {
+        let Some(item) = slot[0].take() else { return };
+        // Bound first: in the condition, the lock would be held for as long as the work takes.
+        let kept = lock().pop();
+        let mut scratch = kept.unwrap_or_else(&fresh);
+        work(&mut scratch, index, item);
+        lock().push(scratch);
+    });
 }

@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used)]
 //! Optimiser steps against numbers worked out by hand from PyTorch's formulas.
 
-use espalier_tensor::optim::{Adam, Sgd, adam_step, sgd_step};
+use espalier_tensor::optim::{
+    Adam, AdamPart, Sgd, SgdPart, adam_step, adam_steps, sgd_step, sgd_steps,
+};
 use espalier_tensor::random::{Key, normal};
 use espalier_tensor::threads::Pool;
 use espalier_tensor::{DType, Error, Tensor};
@@ -249,4 +251,103 @@ fn an_empty_parameter_is_stepped_without_complaint() {
     sgd_step(&mut x, &g, &mut buf, &sgd(0.9, 0.0, false), None).unwrap();
     adam_step(&mut x, &g, &mut None, &mut None, 1, &ADAM, None).unwrap();
     assert_eq!(x.shape(), [0, 3]);
+}
+
+/// Values of odd sizes, one of them f64 and one masked.
+fn several() -> Vec<(Tensor, Tensor, Option<Tensor>)> {
+    let make = |seed: u64, n: usize, dtype| {
+        let draw = |k| normal(&Key::new(&[seed, k]), &[n], dtype).unwrap();
+        (draw(0), draw(1))
+    };
+    let mask = (0..70_000).map(|i| i % 3 != 0).collect();
+    let mask = Tensor::from_vec::<bool>(mask, &[70_000]).unwrap();
+    let sizes = [
+        (1, DType::F32, None),
+        (4097, DType::F64, None),
+        (70_000, DType::F32, Some(mask)),
+        (0, DType::F32, None),
+    ];
+    let parts = sizes.into_iter().zip(1..);
+    parts
+        .map(|((n, dtype, mask), seed)| {
+            let (value, grad) = make(seed, n, dtype);
+            (value, grad, mask)
+        })
+        .collect()
+}
+
+fn values(parts: &[(Tensor, Tensor, Option<Tensor>)]) -> Vec<Vec<f64>> {
+    parts.iter().map(|p| p.0.to_list().unwrap()).collect()
+}
+
+#[test]
+fn a_step_of_many_parameters_is_a_step_of_each() {
+    let run = |threads: usize, together: bool| {
+        Pool::new(threads).unwrap().install(|| {
+            let mut parts = several();
+            let mut states = vec![(None, None, None); parts.len()];
+            for step in 1..4 {
+                let momentum = sgd(0.9, 0.01, true);
+                if together {
+                    let mut sgd: Vec<SgdPart> = Vec::new();
+                    for ((value, grad, mask), (buf, _, _)) in parts.iter_mut().zip(&mut states) {
+                        let mask = mask.as_ref();
+                        sgd.push(SgdPart {
+                            value,
+                            grad,
+                            buf,
+                            mask,
+                        });
+                    }
+                    sgd_steps(&mut sgd, &momentum).unwrap();
+                    let mut adam: Vec<AdamPart> = Vec::new();
+                    for ((value, grad, mask), (_, m, v)) in parts.iter_mut().zip(&mut states) {
+                        let mask = mask.as_ref();
+                        adam.push(AdamPart {
+                            value,
+                            grad,
+                            m,
+                            v,
+                            step,
+                            mask,
+                        });
+                    }
+                    adam_steps(&mut adam, &ADAM).unwrap();
+                } else {
+                    for ((value, grad, mask), (buf, m, v)) in parts.iter_mut().zip(&mut states) {
+                        let mask = mask.as_ref();
+                        sgd_step(value, grad, buf, &momentum, mask).unwrap();
+                        adam_step(value, grad, m, v, step, &ADAM, mask).unwrap();
+                    }
+                }
+            }
+            values(&parts)
+        })
+    };
+    let each = run(1, false);
+    assert_eq!(each, run(1, true));
+    assert_eq!(each, run(3, true));
+    assert_ne!(each, values(&several()), "something moved");
+}
+
+#[test]
+fn a_refused_parameter_is_named_and_no_value_has_changed() {
+    let mut parts = several();
+    parts[2].1 = scalar(1.0);
+    let mut states = vec![(None, None); parts.len()];
+    let before = values(&parts);
+    let mut adam: Vec<AdamPart> = Vec::new();
+    for ((value, grad, _), (m, v)) in parts.iter_mut().zip(&mut states) {
+        adam.push(AdamPart {
+            value,
+            grad,
+            m,
+            v,
+            step: 1,
+            mask: None,
+        });
+    }
+    let (at, error) = adam_steps(&mut adam, &ADAM).unwrap_err();
+    assert_eq!(at, 2, "{error}");
+    assert_eq!(values(&parts), before);
 }

@@ -1,7 +1,5 @@
 //! Scaled dot-product attention.
 
-use rayon::prelude::*;
-
 use crate::autograd::{self, Flow, Gradients, record};
 use crate::dtype::{Element, with_float};
 use crate::error::{Error, Result};
@@ -12,7 +10,7 @@ use crate::ops;
 use crate::ops::replay::replay;
 use crate::ops::rows::one_float_type;
 use crate::tensor::Tensor;
-use crate::threads::{SERIAL_LIMIT, for_blocks};
+use crate::threads::{SERIAL_LIMIT, for_blocks, for_items};
 
 /// softmax(q kT / sqrt(d) + bias) v for q[.., t, d], k[.., s, d], v[.., s, e]: [.., t, e].
 ///
@@ -241,7 +239,7 @@ fn forward<T: Element + Real>(
         .chunks_mut(g.t * g.e)
         .flat_map(|item| item.chunks_mut(block * g.e))
         .collect();
-    let work = |scratch: &mut Vec<T>, (index, out): (usize, &mut [T])| {
+    let work = |scratch: &mut Vec<T>, index: usize, out: &mut [T]| {
         let (batch, from) = (index / per_item, index % per_item * block);
         let to = from + out.len() / g.e;
         let columns = g.seen(to);
@@ -264,18 +262,7 @@ fn forward<T: Element + Real>(
         .saturating_mul(g.t)
         .saturating_mul(g.s)
         .saturating_mul(g.d + g.e);
-    if operations <= SERIAL_LIMIT {
-        let mut scratch = Vec::new();
-        pieces
-            .into_iter()
-            .enumerate()
-            .for_each(|piece| work(&mut scratch, piece));
-    } else {
-        pieces
-            .into_par_iter()
-            .enumerate()
-            .for_each_init(Vec::new, work);
-    }
+    for_items(pieces, operations > SERIAL_LIMIT, Vec::new, work);
 }
 
 /// What one batch item's gradient pass writes; the bias's share may be empty.
@@ -367,7 +354,7 @@ fn backward<T: Element + Real>(
         });
     }
     let block = g.block();
-    let work = |scratch: &mut (Vec<T>, Vec<T>), (batch, item): (usize, Item<T>)| {
+    let work = |scratch: &mut (Vec<T>, Vec<T>), batch: usize, item: Item<T>| {
         scratch.0.resize(block * g.s, T::ZERO);
         scratch.1.resize(block * g.s, T::ZERO);
         let keys = &k[batch * g.s * g.d..(batch + 1) * g.s * g.d];
@@ -445,18 +432,8 @@ fn backward<T: Element + Real>(
         .saturating_mul(g.t)
         .saturating_mul(g.s)
         .saturating_mul(g.d + g.e);
-    if operations <= SERIAL_LIMIT {
-        let mut scratch = (Vec::new(), Vec::new());
-        items
-            .into_iter()
-            .enumerate()
-            .for_each(|item| work(&mut scratch, item));
-    } else {
-        items
-            .into_par_iter()
-            .enumerate()
-            .for_each_init(|| (Vec::new(), Vec::new()), work);
-    }
+    let fresh = || (Vec::new(), Vec::new());
+    for_items(items, operations > SERIAL_LIMIT, fresh, work);
 }
 
 simd_fn! {

@@ -8,8 +8,6 @@
 //! The kernels unfold patches into a block that stays in cache and multiply it ("im2col"), one sample and
 //! group at a time. How work is split follows from shapes alone, never from the number of threads.
 
-use rayon::prelude::*;
-
 use crate::autograd::record;
 use crate::dtype::with_float;
 use crate::error::{Error, Result};
@@ -18,6 +16,7 @@ use crate::lanes::{Real, simd_fn};
 use crate::ops;
 use crate::ops::rows::one_float_type;
 use crate::tensor::Tensor;
+use crate::threads::for_items;
 
 /// The convolution (cross-correlation, as everywhere in deep learning) of `x[n, c, h, w]` with
 /// `w[o, c / groups, kh, kw]`, the input padded with zeros: [n, o, oh, ow] with
@@ -519,19 +518,7 @@ fn run<T: Real>(
     operations: usize,
     work: impl Fn(&mut Vec<T>, usize, &mut [T]) + Sync,
 ) {
-    if operations < 1 << 15 {
-        let mut scratch = Vec::new();
-        for (index, piece) in pieces.into_iter().enumerate() {
-            work(&mut scratch, index, piece);
-        }
-    } else {
-        pieces
-            .into_par_iter()
-            .enumerate()
-            .for_each_init(Vec::new, |scratch, (index, piece)| {
-                work(scratch, index, piece)
-            });
-    }
+    for_items(pieces, operations >= 1 << 15, Vec::new, work);
 }
 
 /// dx[n, c, h, w] from dy[n, o, oh, ow] and w.

@@ -767,11 +767,12 @@ fn layer_back<T: Real>(
     eps: f64,
     dx: &mut [T],
 ) -> Vec<Partial<T>> {
-    use rayon::prelude::*;
     if dx.is_empty() {
         return Vec::new();
     }
-    let work = |(i, dx): (usize, &mut [T])| {
+    let mut partials = vec![(Vec::new(), Vec::new()); dx.len().div_ceil(block)];
+    let blocks: Vec<_> = dx.chunks_mut(block).zip(&mut partials).collect();
+    let work = |(): &mut (), i: usize, (dx, partial): (&mut [T], &mut Partial<T>)| {
         let range = i * block..i * block + dx.len();
         let (mut dw, mut db) = (vec![T::ZERO; length], vec![T::ZERO; length]);
         layer_rows_back(
@@ -784,13 +785,11 @@ fn layer_back<T: Real>(
             &mut dw,
             &mut db,
         );
-        (dw, db)
+        *partial = (dw, db);
     };
-    if dx.len() <= crate::threads::SERIAL_LIMIT {
-        dx.chunks_mut(block).enumerate().map(work).collect()
-    } else {
-        dx.par_chunks_mut(block).enumerate().map(work).collect()
-    }
+    let threaded = x.len() > crate::threads::SERIAL_LIMIT;
+    crate::threads::for_items(blocks, threaded, || (), work);
+    partials
 }
 
 simd_fn! {

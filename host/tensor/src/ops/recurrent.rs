@@ -1,7 +1,5 @@
 //! Recurrent layers over whole series: each sample's steps run in order, blocks of samples in parallel.
 
-use rayon::prelude::*;
-
 use crate::autograd::{self, record};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
@@ -268,11 +266,8 @@ fn both<T: Element>(
 /// Runs tasks over blocks of samples, in the pool where the work is worth it.
 fn run<A: Send>(tasks: Vec<A>, g: &Sizes, gates: usize, work: impl Fn(A) + Sync + Send) {
     let operations = (g.n * g.t * g.h).saturating_mul(gates * g.h);
-    if operations <= threads::SERIAL_LIMIT {
-        tasks.into_iter().for_each(work);
-    } else {
-        tasks.into_par_iter().for_each(work);
-    }
+    let threaded = operations > threads::SERIAL_LIMIT;
+    threads::for_items(tasks, threaded, || (), |(), _, task| work(task));
 }
 
 /// Steps of one block of samples: `z` holds the input's share of the gates and leaves as their values.
