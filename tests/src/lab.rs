@@ -34,7 +34,11 @@ impl Lab {
         Self::with_registry(name, &workspace().join("tests/guests/registry.toml"))
     }
 
-    fn with_registry(name: &str, registry: &Path) -> Lab {
+    /// A lab with any registry.
+    ///
+    /// # Panics
+    /// If the folder cannot be made.
+    pub fn with_registry(name: &str, registry: &Path) -> Lab {
         let folder = std::env::temp_dir().join(format!("espalier-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).expect("a temporary folder");

@@ -5,6 +5,8 @@
 //! is built in nor on what is built beside it. So paths are remapped, flags of the user's environment do not
 //! reach the component, and each plugin has an invocation of its own (cargo unifies the features of packages
 //! that are built together). Line tables stay in, because a trap names the plugin's own file and line.
+//!
+//! A folder with a `pyproject.toml` instead is a plugin in Python, and `python` builds it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -14,6 +16,8 @@ use serde::Deserialize;
 
 use crate::diagnostic::Diagnostic;
 use crate::events::{BuildStage, Building};
+
+mod python;
 
 /// The target of every plugin.
 pub const TARGET: &str = "wasm32-wasip2";
@@ -49,6 +53,13 @@ pub fn build<'a>(
     let mut ready: Vec<PathBuf> = Vec::new();
     let mut built = Vec::with_capacity(plugins.len());
     for (name, folder) in plugins {
+        if python::is_python(folder) {
+            let folder = folder
+                .canonicalize()
+                .map_err(|error| missing_source(name, folder, &error))?;
+            built.push((*name, python::build(name, &folder, &mut say)?));
+            continue;
+        }
         let package = Package::find(name, folder)?;
         if !ready.contains(&package.workspace) {
             install_target(&package.workspace, &mut say)?;
@@ -82,12 +93,7 @@ struct Package {
 
 impl Package {
     fn find(name: &str, folder: &Path) -> Result<Self, Diagnostic> {
-        let unusable = |error: &std::io::Error| {
-            Diagnostic::new(format!("the source of plugin `{name}` is not there"))
-                .at(folder.display().to_string())
-                .expected("a folder with a Cargo.toml")
-                .because_io(error)
-        };
+        let unusable = |error: &std::io::Error| missing_source(name, folder, error);
         let folder = folder.canonicalize().map_err(|error| unusable(&error))?;
         let manifest = folder.join("Cargo.toml");
         std::fs::metadata(&manifest).map_err(|error| unusable(&error))?;
@@ -106,6 +112,13 @@ impl Package {
             workspace,
         })
     }
+}
+
+fn missing_source(name: &str, folder: &Path, error: &std::io::Error) -> Diagnostic {
+    Diagnostic::new(format!("the source of plugin `{name}` is not there"))
+        .at(folder.display().to_string())
+        .expected("a folder with a Cargo.toml, or with a pyproject.toml for a plugin in Python")
+        .because_io(error)
 }
 
 /// A command that fails to start for want of its program is an error that says which program and what it is for.
