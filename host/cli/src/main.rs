@@ -3,6 +3,7 @@
 mod args;
 mod output;
 mod plugin;
+mod profile;
 mod run;
 mod view;
 

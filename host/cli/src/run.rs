@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use espalier_runtime::diagnostic::Diagnostic;
 use espalier_runtime::events::{Ending, Event, Observer};
 use espalier_runtime::registry::Registry;
-use espalier_runtime::run::RunOptions;
+use espalier_runtime::run::{self, RunOptions};
 use espalier_runtime::runfile::{self, Overrides};
 
 use crate::args::{self, exit};
@@ -71,7 +71,10 @@ fn carry_out(
         registry,
         cancel,
     };
-    espalier_runtime::run::execute(&plan, &options, reporter)
+    match &args.profile {
+        None => run::execute(&plan, &options, reporter),
+        Some(trace) => run::execute_profiled(&plan, &options, trace.as_deref(), reporter),
+    }
 }
 
 /// Events to a person and, if asked for, to a machine.
