@@ -42,6 +42,9 @@ pub enum Command {
     /// See which plugins there are and what each may do
     #[command(after_help = EXIT_CODES)]
     Plugin(Plugin),
+    /// Keys: the author's own, which signs plugins, and those of others that are trusted
+    #[command(after_help = EXIT_CODES)]
+    Key(Key),
 }
 
 /// Train, prune and measure as a run file says.
@@ -68,13 +71,12 @@ pub struct Run {
     /// Write events to standard output, one JSON object a line; words for people go to standard error
     #[arg(long)]
     pub json: bool,
-    /// Say at the end where the time went, and write a trace for Perfetto or chrome://tracing
-    /// [default: profile.json in the run's folder]
-    #[arg(long, value_name = "FILE.json", num_args = 0..=1, value_parser = crate::profile::trace_file)]
-    pub profile: Option<Option<PathBuf>>,
     /// The registry [default: registry.toml in the run file's folder or above it]
     #[arg(long, value_name = "FILE")]
     pub registry: Option<PathBuf>,
+    /// The trust policy [default: trust.toml beside the registry and in ~/.config/espalier]
+    #[arg(long, value_name = "FILE")]
+    pub trust: Option<PathBuf>,
 }
 
 /// See which plugins there are and what each may do.
@@ -116,6 +118,10 @@ pub enum PluginCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Put a plugin into somebody's registry: built, tested, signed, written whole or not at all
+    Publish(Publish),
+    /// Take somebody's plugin into this project's registry: found, checked, kept by digest
+    Add(Add),
     /// Try a plugin on the laws that every plugin of its slot must keep to
     #[command(after_help = TEST_HELP)]
     Test {
@@ -131,6 +137,108 @@ pub enum PluginCommand {
         /// What the suite must be told [default: conformance.toml in the plugin's folder]
         #[arg(long, value_name = "FILE")]
         setup: Option<PathBuf>,
+    },
+}
+
+/// Put a plugin into somebody's registry: built, tested, signed, written whole or not at all.
+#[derive(Debug, clap::Args)]
+pub struct Publish {
+    /// The folder with its source, or a component file
+    #[arg(value_name = "PATH", default_value = ".")]
+    pub path: PathBuf,
+    /// The registry file, which is made if it is missing
+    #[arg(long, value_name = "FILE")]
+    pub registry: String,
+    /// Sign with this secret key [default: ~/.config/espalier/author.key if it is there]
+    #[arg(long, value_name = "KEY")]
+    pub sign: Option<PathBuf>,
+    /// Publish without a signature
+    #[arg(long, conflicts_with = "sign")]
+    pub unsigned: bool,
+    /// The plugin's name in the registry [default: the component's own, without `espalier-plugin-`]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Its licence as an SPDX expression [default: the package's]
+    #[arg(long, value_name = "SPDX")]
+    pub licence: Option<String>,
+    /// Where its method was published [default: package.metadata.espalier.paper]
+    #[arg(long)]
+    pub paper: Option<String>,
+    /// What the conformance suite must be told [default: conformance.toml in the plugin's folder]
+    #[arg(long, value_name = "FILE")]
+    pub setup: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Take somebody's plugin into this project's registry: found, checked, kept by digest.
+#[derive(Debug, clap::Args)]
+pub struct Add {
+    /// The plugin, and the version as cargo reads one: 1.2 is ^1.2, =1.2.3 is that one
+    #[arg(value_name = "NAME[@VERSION]")]
+    pub plugin: String,
+    /// A registry file or a folder with one, a component, https:// of either, or oci://HOST/FOLDER
+    #[arg(long, value_name = "PLACE")]
+    pub from: String,
+    /// The digest that the component must have: you vouch for it, whoever signed it
+    #[arg(long, value_name = "DIGEST")]
+    pub sha256: Option<String>,
+    /// The licence of a component that stands in no registry
+    #[arg(long, value_name = "SPDX")]
+    pub licence: Option<String>,
+    /// Let a lower version replace a higher one
+    #[arg(long)]
+    pub downgrade: bool,
+    /// The project's registry [default: registry.toml here or in a folder above]
+    #[arg(long, value_name = "FILE")]
+    pub registry: Option<PathBuf>,
+    /// The trust policy [default: trust.toml beside the registry and in ~/.config/espalier]
+    #[arg(long, value_name = "FILE")]
+    pub trust: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Keys: the author's own, which signs plugins, and those of others that are trusted.
+#[derive(Debug, clap::Args)]
+pub struct Key {
+    #[command(subcommand)]
+    pub command: KeyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key pair: the secret half in FILE, the public half in FILE.pub
+    New {
+        /// The file, which must be new [default: ~/.config/espalier/author.key]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Write the secret key as it is, for machines that sign by themselves
+        #[arg(long)]
+        no_password: bool,
+    },
+    /// Print the public half of a key, for others to trust
+    Show {
+        /// The secret key's file [default: ~/.config/espalier/author.key]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Trust a key of somebody else for plugins of these names
+    Trust {
+        /// The public key, or its file
+        #[arg(value_name = "KEY")]
+        key: String,
+        /// A name it may sign; `lab-*` for all that begin so
+        #[arg(long = "for", value_name = "NAME", required = true)]
+        names: Vec<String>,
+        /// Whose key it is
+        #[arg(long, default_value = "")]
+        owner: String,
+        /// The policy to write it into [default: ~/.config/espalier/trust.toml]
+        #[arg(long, value_name = "FILE")]
+        trust: Option<PathBuf>,
     },
 }
 

@@ -1,9 +1,9 @@
 //! The `espalier` command: words in, words out. Everything that computes is in `espalier-runtime`.
 
 mod args;
+mod key;
 mod output;
 mod plugin;
-mod profile;
 mod run;
 mod view;
 
@@ -16,5 +16,6 @@ fn main() -> ExitCode {
     match args.command {
         args::Command::Run(args) => run::command(args),
         args::Command::Plugin(args) => plugin::command(args),
+        args::Command::Key(args) => key::command(args),
     }
 }

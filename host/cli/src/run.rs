@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use espalier_runtime::diagnostic::Diagnostic;
 use espalier_runtime::events::{Ending, Event, Observer};
 use espalier_runtime::registry::Registry;
-use espalier_runtime::run::{self, RunOptions};
+use espalier_runtime::run::{self, Pins, RunOptions};
 use espalier_runtime::runfile::{self, Overrides};
 
 use crate::args::{self, exit};
@@ -71,10 +71,10 @@ fn carry_out(
         registry,
         cancel,
     };
-    match &args.profile {
-        None => run::execute(&plan, &options, reporter),
-        Some(trace) => run::execute_profiled(&plan, &options, trace.as_deref(), reporter),
-    }
+    let pins = Pins {
+        trust: args.trust.clone(),
+    };
+    run::execute_pinned(&plan, &options, &pins, reporter)
 }
 
 /// Events to a person and, if asked for, to a machine.

@@ -12,11 +12,9 @@ use espalier_runtime::events::{
 };
 use espalier_runtime::options;
 use espalier_runtime::plan::Slot;
-use espalier_runtime::profile::Profile;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::{self, Stream};
-use crate::profile;
 
 /// Characters of a line of the composition after its label.
 const WIDTH: usize = 96;
@@ -34,7 +32,6 @@ pub struct View {
     pub started: bool,
     progress: Progress,
     counters: Vec<PluginCounters>,
-    profile: Option<Profile>,
     /// The last line that a build gave where there is no live line, to say each crate's plugin once.
     building: String,
 }
@@ -71,7 +68,6 @@ impl View {
             started: false,
             progress: Progress::default(),
             counters: Vec::new(),
-            profile: None,
             building: String::new(),
         }
     }
@@ -207,16 +203,6 @@ impl View {
         for line in closing_lines(finished, &self.counters) {
             output::line(self.stream, line);
         }
-        self.profile();
-    }
-
-    fn profile(&mut self) {
-        if let Some(profile) = self.profile.take() {
-            output::line(self.stream, "");
-            for line in profile::lines(&profile) {
-                output::line(self.stream, line);
-            }
-        }
     }
 }
 
@@ -343,7 +329,6 @@ impl Observer for View {
                 }
             }
             Event::Counters { plugins } => self.counters = plugins.clone(),
-            Event::Profile(profile) => self.profile = Some(profile.clone()),
             Event::Finished(finished) => self.finished(finished),
             Event::Interrupted { run, step } => {
                 self.close();
@@ -352,7 +337,6 @@ impl Observer for View {
                     self.stream,
                     format!("stopped after step {step}; go on with --resume {run}"),
                 );
-                self.profile();
             }
             Event::Failed { .. } => self.close(),
             Event::Log { .. } | Event::PluginMetric { .. } | Event::Checkpoint { .. } => {}

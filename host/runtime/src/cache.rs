@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// `$XDG_CACHE_HOME/espalier` or `~/.cache/espalier`, made with rights for this user alone; `None` if it can't be
-/// trusted.
-pub fn private_folder() -> Option<PathBuf> {
+/// The folder `name` in `$XDG_CACHE_HOME/espalier` or `~/.cache/espalier`, made with rights for this user alone;
+/// `None` if it can't be trusted.
+pub fn private_folder(name: &str) -> Option<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|p| p.is_absolute())
@@ -20,7 +20,7 @@ pub fn private_folder() -> Option<PathBuf> {
         Some(base) => base,
         None => PathBuf::from(std::env::var_os("HOME")?).join(".cache"),
     };
-    let folder = base.join("espalier").join("components");
+    let folder = base.join("espalier").join(name);
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -373,14 +373,13 @@ fn check_imports(
 /// The compiled component from the cache, or compiled now and put there. A cache that can't be used costs time,
 /// never the run.
 fn compiled(engine: &Engine, bytes: &[u8], digest: &str) -> wasmtime::Result<Component> {
-    let Some(folder) = crate::cache::private_folder() else {
+    let Some(folder) = crate::cache::private_folder("components") else {
         return Component::from_binary(engine, bytes);
     };
     let path = folder.join(format!("{digest}-{}.cwasm", compatibility(engine)));
     if let Some(component) = crate::cache::load(engine, &path) {
         return Ok(component);
     }
-    let _profile = crate::profile::part(crate::profile::Part::Compile);
     let component = Component::from_binary(engine, bytes)?;
     if let Ok(code) = component.serialize() {
         crate::cache::store(&path, &code);

@@ -116,6 +116,11 @@ impl Document {
         })
     }
 
+    /// The file's text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Line and column, from 1, of a byte offset.
     pub fn line_and_column(&self, offset: usize) -> (usize, usize) {
         line_and_column(&self.text, offset)

@@ -1,8 +1,10 @@
 //! `espalier plugin ...`: one file a command.
 
+mod add;
 mod build;
 mod inspect;
 mod list;
+mod publish;
 mod target;
 mod test;
 
@@ -24,6 +26,8 @@ pub fn command(args: args::Plugin) -> ExitCode {
             json,
             registry,
         } => inspect::inspect(&plugin, json, registry),
+        PluginCommand::Publish(args) => publish::publish(&args),
+        PluginCommand::Add(args) => add::add(&args),
         PluginCommand::Build { folder, json } => build::build(&folder, json),
         PluginCommand::Test {
             plugin,

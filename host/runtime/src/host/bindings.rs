@@ -1,6 +1,5 @@
 //! What wasmtime generates from `wit/`: one trait an interface for the host to fill, one type a world
-//! for its exports. The worlds share the types of their imports. What the option `tracing` says is heard by
-//! `crate::profile`.
+//! for its exports. The worlds share the types of their imports.
 #![allow(missing_docs, clippy::all)]
 
 /// Names the host's own types behind the resources.
@@ -17,7 +16,7 @@ pub mod trainer {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "trainer",
-        imports: { default: trappable | tracing },
+        imports: { default: trappable },
         with: {
             "espalier:plugin/tensors.tensor": super::rep::Tensor,
             "espalier:plugin/autograd.no-grad": super::rep::NoGrad,
@@ -33,7 +32,7 @@ pub mod pruner {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "pruner",
-        imports: { default: trappable | tracing },
+        imports: { default: trappable },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,
@@ -54,7 +53,7 @@ pub mod normalizer {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "normalizer",
-        imports: { default: trappable | tracing },
+        imports: { default: trappable },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,
@@ -70,7 +69,7 @@ pub mod normalizer_tracking {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "normalizer-tracking",
-        imports: { default: trappable | tracing },
+        imports: { default: trappable },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,
@@ -86,7 +85,7 @@ pub mod tasks {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "environment-tasks",
-        imports: { default: trappable | tracing },
+        imports: { default: trappable },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,
@@ -102,7 +101,7 @@ pub mod mdp {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "environment-mdp",
-        imports: { default: trappable | tracing },
+        imports: { default: trappable },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,
