@@ -54,6 +54,7 @@
 
 pub mod account;
 pub mod autograd;
+pub mod capture;
 mod copy;
 mod counted;
 #[cfg(feature = "cuda")]

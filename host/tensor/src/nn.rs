@@ -2,6 +2,7 @@
 //! composed from [`crate::ops`] where it does not. All are differentiable to any order.
 
 use crate::autograd::record;
+use crate::capture;
 use crate::dtype::{DType, with_float};
 use crate::error::{Error, Result};
 use crate::ops;
@@ -54,6 +55,9 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         Tensor::build_unset::<T>(OP, &shape, |y| {
             times_transposed(xd, wd, bias, [inputs, outputs], y);
         })?
+    });
+    capture::note(OP, &[], &parents, &out, || {
+        |t: &[Tensor]| linear(&t[0], &t[1], t.get(2))
     });
     let (kept_x, kept_w) = (x.clone(), w.clone());
     let has_bias = bias.is_some();

@@ -13,6 +13,7 @@
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dfdx::tensor::{Cpu, CpuError, Tensor as Dfdx, TensorFromVec};
 
@@ -27,6 +28,8 @@ pub(crate) struct Storage {
     elements: NonNull<u8>,
     len: usize,
     dtype: DType,
+    /// What a recording knows it by; 0 until one has seen it.
+    mark: AtomicU64,
 }
 
 /// A buffer and who pays for it.
@@ -245,7 +248,18 @@ impl Storage {
             block: Some(block),
             len,
             dtype: E::DTYPE,
+            mark: AtomicU64::new(0),
         }
+    }
+
+    /// What a recording knows it by; 0 until one has seen it.
+    pub(crate) fn mark(&self) -> u64 {
+        self.mark.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`mark`](Storage::mark).
+    pub(crate) fn set_mark(&self, mark: u64) {
+        self.mark.store(mark, Ordering::Relaxed);
     }
 
     /// The element type.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::autograd::{self, Node};
+use crate::capture;
 use crate::copy::copy_out;
 use crate::counted::Counted;
 use crate::dtype::{DType, Element, with_element};
@@ -67,7 +68,7 @@ impl Tensor {
                 &[shape],
             ));
         }
-        Ok(Tensor::of(Storage::from_vec(op, values)?, layout))
+        Ok(Tensor::of(op, Storage::from_vec(op, values)?, layout))
     }
 
     /// A tensor of `dtype` from numbers in row-major order. i64 truncates toward 0, bool is `!= 0`.
@@ -83,11 +84,13 @@ impl Tensor {
                 &[shape],
             ));
         }
-        with_element!(dtype, E => Tensor::build_unset::<E>(OP, shape, |out| {
+        let out = with_element!(dtype, E => Tensor::build_unset::<E>(OP, shape, |out| {
             for (o, v) in out.iter_mut().zip(values) {
                 *o = E::from_f64(*v);
             }
-        }))
+        }))?;
+        capture::constant(&out);
+        Ok(out)
     }
 
     /// A tensor of one value.
@@ -104,10 +107,12 @@ impl Tensor {
         value: f64,
         dtype: DType,
     ) -> Result<Tensor> {
-        with_element!(dtype, E => {
+        let out = with_element!(dtype, E => {
             let value = E::from_f64(value);
             Tensor::build_unset::<E>(op, shape, |out| out.fill(value))
-        })
+        })?;
+        capture::constant(&out);
+        Ok(out)
     }
 
     /// Zeros (false for bool).
@@ -119,7 +124,9 @@ impl Tensor {
     }
 
     pub(crate) fn zeros_for(op: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        with_element!(dtype, E => Tensor::build::<E>(op, shape, |_| ()))
+        let out = with_element!(dtype, E => Tensor::build::<E>(op, shape, |_| ()))?;
+        capture::constant(&out);
+        Ok(out)
     }
 
     /// Ones (true for bool).
@@ -141,7 +148,7 @@ impl Tensor {
         if let Some(out) = storage.slice_mut::<E>() {
             fill(out);
         }
-        Ok(Tensor::of(storage, layout))
+        Ok(Tensor::of(op, storage, layout))
     }
 
     /// As [`build`](Tensor::build), for a kernel that writes every element: they come with whatever the
@@ -155,7 +162,7 @@ impl Tensor {
         if let Some(out) = storage.slice_mut::<E>() {
             write_all(out);
         }
-        Ok(Tensor::of(storage, layout))
+        Ok(Tensor::of(op, storage, layout))
     }
 
     /// As [`build`](Tensor::build), for a kernel that can fail.
@@ -168,12 +175,14 @@ impl Tensor {
         if let Some(out) = storage.slice_mut::<E>() {
             fill(out)?;
         }
-        Ok(Tensor::of(storage, layout))
+        Ok(Tensor::of(op, storage, layout))
     }
 
     /// A new untracked tensor. Kept out of the generic functions above, of which there are hundreds.
-    fn of(storage: Storage, layout: Layout) -> Tensor {
-        Tensor::at(Counted::new(storage), layout, None)
+    fn of(op: &'static str, storage: Storage, layout: Layout) -> Tensor {
+        let t = Tensor::at(Counted::new(storage), layout, None);
+        capture::made(op, &t);
+        t
     }
 
     fn at(storage: Counted<Storage>, layout: Layout, node: Option<Counted<Node>>) -> Tensor {
@@ -268,10 +277,12 @@ impl Tensor {
     }
 
     fn copied(&self, op: &'static str) -> Result<Tensor> {
-        with_element!(self.dtype(), E => {
+        let out = with_element!(self.dtype(), E => {
             let source = self.storage_slice::<E>(op)?;
             Tensor::build_unset::<E>(op, self.shape(), |out| copy_out(source, &self.0.layout, out))
-        })
+        })?;
+        capture::note("copy", &[], &[self], &out, || |t| t[0].copied("copy"));
+        Ok(out)
     }
 
     /// A walk over this tensor alone.
@@ -325,6 +336,16 @@ impl Tensor {
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.0.layout
+    }
+
+    /// What tells this tensor's elements from others' while a step is recorded; 0 until then.
+    pub(crate) fn storage_mark(&self) -> u64 {
+        self.0.storage.mark()
+    }
+
+    /// Sets what [`storage_mark`](Tensor::storage_mark) returns.
+    pub(crate) fn mark_storage(&self, mark: u64) {
+        self.0.storage.set_mark(mark);
     }
 
     pub(crate) fn node(&self) -> Option<&Counted<Node>> {

@@ -1,6 +1,7 @@
 //! Scaled dot-product attention.
 
 use crate::autograd::{self, Flow, Gradients, record};
+use crate::capture;
 use crate::dtype::{Element, with_float};
 use crate::error::{Error, Result};
 use crate::gemm::{Mat, multiply, rows, transposed};
@@ -483,17 +484,16 @@ pub(crate) fn self_attention(qkv: &Tensor, heads: usize, causal: bool) -> Result
         let data = source.data::<T>()?;
         Tensor::build_unset::<T>(OP, &[n, t, stacked / 3], |out| packed.forward(data, out))?
     });
+    let words = [heads as u64, u64::from(causal)];
+    capture::note(OP, &words, &[qkv], &out, || {
+        move |t: &[Tensor]| self_attention(&t[0], heads, causal)
+    });
     let kept = qkv.clone();
     Ok(record(OP, out, &[qkv], move |flow| {
         if autograd::grad_enabled() {
             return replay(flow, &[&kept], |p| packed.composed(&p[0]));
         }
-        let dy = flow.grad.dense(OP)?;
-        let gradient = with_float!(OP, source.dtype(), T => {
-            let (data, dy) = (source.data::<T>()?, dy.data::<T>()?);
-            Tensor::build_unset::<T>(OP, source.shape(), |out| packed.backward(data, dy, out))?
-        });
-        Ok(vec![Some(gradient)])
+        Ok(vec![Some(packed.gradient(&source, &flow.grad)?)])
     }))
 }
 
@@ -506,6 +506,21 @@ struct Packed {
 }
 
 impl Packed {
+    /// The gradient with respect to the dense `qkv` for the cotangent `dy`.
+    fn gradient(self, qkv: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        const OP: &str = "self_attention";
+        let (source, given) = (qkv.dense(OP)?, dy.dense(OP)?);
+        let out = with_float!(OP, source.dtype(), T => {
+            let (data, dy) = (source.data::<T>()?, given.data::<T>()?);
+            Tensor::build_unset::<T>(OP, source.shape(), |out| self.backward(data, dy, out))?
+        });
+        let words = [self.heads as u64, u64::from(self.sizes.causal)];
+        capture::note("self_attention_back", &words, &[qkv, dy], &out, || {
+            move |t: &[Tensor]| self.gradient(&t[0], &t[1])
+        });
+        Ok(out)
+    }
+
     fn features(&self) -> usize {
         self.heads * self.sizes.d
     }

@@ -9,6 +9,7 @@
 //! group at a time. How work is split follows from shapes alone, never from the number of threads.
 
 use crate::autograd::record;
+use crate::capture;
 use crate::dtype::with_float;
 use crate::error::{Error, Result};
 use crate::gemm::{multiply, rows, transposed};
@@ -73,6 +74,12 @@ pub(crate) fn conv2d_with_bias(
     let mut parents = vec![x, w];
     parents.extend(bias);
     let has_bias = bias.is_some();
+    let words = [stride, padding, dilation, (groups, 0)].map(|(a, b)| (a << 32 | b) as u64);
+    capture::note(OP, &words, &parents, &out, || {
+        move |t: &[Tensor]| {
+            conv2d_with_bias(&t[0], &t[1], t.get(2), stride, padding, dilation, groups)
+        }
+    });
     Ok(record(OP, out, &parents, move |flow| {
         let dy = &flow.grad;
         let mut gradients = vec![
@@ -99,6 +106,9 @@ fn conv2d_input_gradient(dy: &Tensor, w: &Tensor, g: Geometry) -> Result<Tensor>
         let (dyd, wd) = (dyd.data::<T>()?, wd.data::<T>()?);
         Tensor::build_unset::<T>(OP, &[g.n, g.c, g.h, g.w], |dx| input_gradient(&g, dyd, wd, dx))?
     });
+    capture::note(OP, &g.words(), &[dy, w], &out, || {
+        move |t: &[Tensor]| conv2d_input_gradient(&t[0], &t[1], g)
+    });
     let (kept_dy, kept_w) = (dy.clone(), w.clone());
     Ok(record(OP, out, &[dy, w], move |flow| {
         let u = &flow.grad;
@@ -120,6 +130,9 @@ fn conv2d_weight_gradient(x: &Tensor, dy: &Tensor, g: Geometry) -> Result<Tensor
         let (xd, dyd) = (xd.data::<T>()?, dyd.data::<T>()?);
         let shape = [g.o, g.cg(), g.kernel.0, g.kernel.1];
         Tensor::build_unset::<T>(OP, &shape, |dw| weight_gradient(&g, xd, dyd, dw))?
+    });
+    capture::note(OP, &g.words(), &[x, dy], &out, || {
+        move |t: &[Tensor]| conv2d_weight_gradient(&t[0], &t[1], g)
     });
     let (kept_x, kept_dy) = (x.clone(), dy.clone());
     Ok(record(OP, out, &[x, dy], move |flow| {
@@ -254,6 +267,26 @@ impl Geometry {
             oh,
             ow,
         })
+    }
+
+    /// Everything that two gradients of the same operands may differ in.
+    fn words(&self) -> [u64; 12] {
+        let g = self;
+        [
+            g.n,
+            g.c,
+            g.h,
+            g.w,
+            g.o,
+            g.groups,
+            g.stride.0,
+            g.stride.1,
+            g.padding.0,
+            g.padding.1,
+            g.dilation.0,
+            g.dilation.1,
+        ]
+        .map(|n| n as u64)
     }
 
     /// Channels read by one group.

@@ -1,6 +1,7 @@
 //! Tensors out of nothing, and changes of element type.
 
 use crate::autograd::record;
+use crate::capture;
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::layout::Walk;
@@ -32,11 +33,13 @@ pub fn arange(start: f64, stop: f64, step: f64, dtype: DType) -> Result<Tensor> 
     let n = ((stop - start) / step).ceil().max(0.0);
     // `as` saturates; the size check of `build` refuses what is too large.
     let n = n as usize;
-    with_element!(dtype, E => Tensor::build_unset::<E>(OP, &[n], |out| {
+    let out = with_element!(dtype, E => Tensor::build_unset::<E>(OP, &[n], |out| {
         for (i, o) in out.iter_mut().enumerate() {
             *o = E::from_f64(start + i as f64 * step);
         }
-    }))
+    }))?;
+    capture::constant(&out);
+    Ok(out)
 }
 
 /// The elements converted to `dtype`. To i64 truncates toward zero, saturates, and maps NaN to 0; to bool
@@ -51,6 +54,9 @@ pub fn astype(t: &Tensor, dtype: DType) -> Result<Tensor> {
         return Ok(t.clone());
     }
     let out = with_element!(from, A => with_element!(dtype, B => convert::<A, B>(OP, t)?));
+    capture::note(OP, &[dtype as u64], &[t], &out, || {
+        move |t: &[Tensor]| astype(&t[0], dtype)
+    });
     if !(from.is_float() && dtype.is_float()) {
         return Ok(out);
     }

@@ -8,6 +8,7 @@
 use crate::autograd::{
     Flow, Gradients, Node, Parents, attach, grad_enabled, record, record_keeping_output,
 };
+use crate::capture::{self, Key, MapKernel, MapSide, as_elements, as_elements_mut};
 use crate::counted::Counted;
 use crate::dtype::{DType, Element, with_element, with_float};
 use crate::error::{Error, Result};
@@ -19,12 +20,12 @@ use crate::tensor::{Operand, Tensor};
 use crate::threads::{BLOCK, for_blocks};
 
 /// A function of one element.
-pub(crate) trait Map1<A, O>: Copy + Sync {
+pub(crate) trait Map1<A, O>: Copy + Send + Sync + 'static {
     fn f(self, a: A) -> O;
 }
 
 /// A function of two elements.
-pub(crate) trait Map2<A, O>: Copy + Sync {
+pub(crate) trait Map2<A, O>: Copy + Send + Sync + 'static {
     fn f(self, a: A, b: A) -> O;
 }
 
@@ -130,13 +131,14 @@ pub(crate) fn map1<A: Element, O: Element, M: Map1<A, O>>(
     t: &Tensor,
     map: M,
 ) -> Result<Tensor> {
+    let given = t;
     let copy = settled(op, t)?;
     let t = copy.as_ref().unwrap_or(t);
     let source = t.storage_slice::<A>(op)?;
     let layout = t.layout();
     let walk = Walk::new(&layout.shape, [(&layout.strides, layout.offset)]);
     let [stride] = walk.inner_strides();
-    Tensor::build_unset::<O>(op, t.shape(), |out| {
+    let out = Tensor::build_unset::<O>(op, t.shape(), |out| {
         let total = out.len();
         for_blocks(out, BLOCK, total, |first, chunk| {
             walk.runs(first..first + chunk.len(), |at, len, [start]| {
@@ -153,7 +155,41 @@ pub(crate) fn map1<A: Element, O: Element, M: Map1<A, O>>(
                 }
             });
         });
-    })
+    })?;
+    if capture::is_recording() {
+        note_map1::<A, O, M>(op, given, &out, map);
+    }
+    Ok(out)
+}
+
+#[inline(never)]
+fn note_map1<A: Element, O: Element, M: Map1<A, O>>(
+    op: &'static str,
+    t: &Tensor,
+    out: &Tensor,
+    map: M,
+) {
+    let floats = A::DTYPE == DType::F32 && O::DTYPE == DType::F32;
+    let kernel = floats.then(|| {
+        MapKernel::One(Box::new(move |a: &[f32], out: &mut [f32]| {
+            if let (Some(a), Some(out)) = (as_elements::<A>(a), as_elements_mut::<O>(out)) {
+                let stride = 1;
+                let run = Run1 {
+                    a,
+                    stride,
+                    out,
+                    map,
+                };
+                simd::dispatch(run);
+            }
+        }))
+    });
+    let call = Box::new(move |t: &[Tensor], results: &mut Vec<Tensor>| {
+        results.push(map1::<A, O, M>(op, &t[0], map)?);
+        Ok(())
+    });
+    let key = Key::map::<M>(op, Vec::new());
+    capture::note_map(key, &[MapSide::Tensor(t)], out, kernel, call);
 }
 
 /// `map` over two operands broadcast to `shape`.
@@ -165,6 +201,7 @@ pub(crate) fn map2<A: Element, O: Element, M: Map2<A, O>>(
     map: M,
 ) -> Result<Tensor> {
     let (mut slot_a, mut slot_b) = ([A::default()], [A::default()]);
+    let given = [a, b];
     let (copy_a, copy_b) = (a.settled(op)?, b.settled(op)?);
     let a = copy_a.as_ref().map_or(a, Side::Tensor);
     let b = copy_b.as_ref().map_or(b, Side::Tensor);
@@ -172,7 +209,7 @@ pub(crate) fn map2<A: Element, O: Element, M: Map2<A, O>>(
     let (source_b, strides_b, offset_b) = b.read::<A>(op, shape, &mut slot_b)?;
     let walk = Walk::new(shape, [(&strides_a, offset_a), (&strides_b, offset_b)]);
     let strides = walk.inner_strides();
-    Tensor::build_unset::<O>(op, shape, |out| {
+    let out = Tensor::build_unset::<O>(op, shape, |out| {
         let total = out.len();
         for_blocks(out, BLOCK, total, |first, chunk| {
             walk.runs(first..first + chunk.len(), |at, len, [from_a, from_b]| {
@@ -190,7 +227,61 @@ pub(crate) fn map2<A: Element, O: Element, M: Map2<A, O>>(
                 }
             });
         });
-    })
+    })?;
+    if capture::is_recording() {
+        note_map2::<A, O, M>(op, given, &out, map);
+    }
+    Ok(out)
+}
+
+#[inline(never)]
+fn note_map2<A: Element, O: Element, M: Map2<A, O>>(
+    op: &'static str,
+    sides: [Side; 2],
+    out: &Tensor,
+    map: M,
+) {
+    let floats = A::DTYPE == DType::F32 && O::DTYPE == DType::F32;
+    let kernel = floats.then(|| {
+        MapKernel::Two(Box::new(
+            move |a: &[f32], b: &[f32], strides: [usize; 2], out: &mut [f32]| {
+                let (Some(a), Some(b)) = (as_elements::<A>(a), as_elements::<A>(b)) else {
+                    return;
+                };
+                if let Some(out) = as_elements_mut::<O>(out) {
+                    simd::dispatch(Run2 {
+                        a,
+                        b,
+                        strides,
+                        out,
+                        map,
+                    });
+                }
+            },
+        ))
+    });
+    let shape = out.layout().shape;
+    let numbers = sides.map(|side| match side {
+        Side::Tensor(_) => None,
+        Side::Scalar(x) => Some(x),
+    });
+    let call = Box::new(move |t: &[Tensor], results: &mut Vec<Tensor>| {
+        let mut tensors = t.iter();
+        let mut side = |number: Option<f64>| match number {
+            Some(x) => Some(Side::Scalar(x)),
+            None => tensors.next().map(Side::Tensor),
+        };
+        if let (Some(a), Some(b)) = (side(numbers[0]), side(numbers[1])) {
+            results.push(map2::<A, O, M>(op, a, b, &shape, map)?);
+        }
+        Ok(())
+    });
+    let sides = sides.map(|side| match side {
+        Side::Tensor(t) => MapSide::Tensor(t),
+        Side::Scalar(x) => MapSide::Number(x),
+    });
+    let words = shape.iter().map(|&n| n as u64).collect();
+    capture::note_map(Key::map::<M>(op, words), &sides, out, kernel, call);
 }
 
 /// An operand after promotion, as a kernel reads it.
@@ -465,7 +556,9 @@ impl<E: Real> Kernel for Accumulate<'_, E> {
 /// was done.
 pub(crate) fn add_in_place(sum: &mut Tensor, more: &Tensor) -> Result<bool> {
     const OP: &str = "add";
-    if sum.shape() != more.shape() || sum.dtype() != more.dtype() {
+    // While a step is recorded nothing is written twice: a value has one instruction.
+    let written_once = capture::is_recording();
+    if written_once || sum.shape() != more.shape() || sum.dtype() != more.dtype() {
         return Ok(false);
     }
     with_float!(OP, sum.dtype(), E => {
@@ -714,6 +807,7 @@ fn select<E: Element>(
     b: Side,
     shape: &[usize],
 ) -> Result<Tensor> {
+    let given = (cond, a, b);
     let (mut slot_a, mut slot_b, mut slot_c) = ([E::default()], [E::default()], [false]);
     let cond = Side::Tensor(cond);
     let (source_c, strides_c, offset_c) = cond.read::<bool>(op, shape, &mut slot_c)?;
@@ -728,7 +822,7 @@ fn select<E: Element>(
         ],
     );
     let strides = walk.inner_strides();
-    Tensor::build_unset::<E>(op, shape, |out| {
+    let out = Tensor::build_unset::<E>(op, shape, |out| {
         let total = out.len();
         for_blocks(out, BLOCK, total, |first, chunk| {
             walk.runs(first..first + chunk.len(), |at, len, [fc, fa, fb]| {
@@ -746,7 +840,40 @@ fn select<E: Element>(
                 }
             });
         });
-    })
+    })?;
+    if capture::is_recording() {
+        note_select::<E>(op, given, &out);
+    }
+    Ok(out)
+}
+
+#[inline(never)]
+fn note_select<E: Element>(op: &'static str, (cond, a, b): (&Tensor, Side, Side), out: &Tensor) {
+    let mut inputs = vec![cond];
+    let mut words = Vec::new();
+    let numbers = [a, b].map(|side| match side {
+        Side::Tensor(t) => {
+            inputs.push(t);
+            words.push(0);
+            None
+        }
+        Side::Scalar(x) => {
+            words.extend([1, x.to_bits()]);
+            Some(x)
+        }
+    });
+    let shape = out.layout().shape;
+    words.extend(shape.iter().map(|&n| n as u64));
+    capture::note(op, &words, &inputs, out, || {
+        move |t: &[Tensor]| {
+            let mut tensors = t[1..].iter();
+            let mut side = |number: Option<f64>| match number {
+                Some(x) => Side::Scalar(x),
+                None => tensors.next().map_or(Side::Scalar(0.0), Side::Tensor),
+            };
+            select::<E>(op, &t[0], side(numbers[0]), side(numbers[1]), &shape)
+        }
+    });
 }
 
 // ---- functions of one tensor ----

@@ -2,6 +2,7 @@
 //! included.
 
 use crate::autograd::record;
+use crate::capture;
 use crate::dtype::{DType, with_element};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, axis_index};
@@ -87,6 +88,9 @@ pub fn take(t: &Tensor, indices: &Tensor, axis: isize) -> Result<Tensor> {
             });
         })?
     });
+    capture::note(OP, &[axis as u64], &[t, indices], &out, || {
+        move |t: &[Tensor]| take(&t[0], &t[1], axis as isize)
+    });
     let full = t.layout().shape;
     let flat = dense_indices.clone();
     Ok(record(OP, out, &[t], move |flow| {
@@ -150,6 +154,9 @@ pub fn take_along_axis(t: &Tensor, indices: &Tensor, axis: isize) -> Result<Tens
             });
         })?
     });
+    capture::note(OP, &[axis as u64], &[t, indices], &out, || {
+        move |t: &[Tensor]| take_along_axis(&t[0], &t[1], axis as isize)
+    });
     let full = t.layout().shape;
     let kept = dense_indices.clone();
     Ok(record(OP, out, &[t], move |flow| {
@@ -204,6 +211,9 @@ pub fn scatter_add(base: &Tensor, indices: &Tensor, src: &Tensor, axis: isize) -
         DType::F64 => scatter_rows::<f64>(OP, &start, ix, &from, around)?,
         _ => scatter_rows::<i64>(OP, &start, ix, &from, around)?,
     };
+    capture::note(OP, &[axis as u64], &[base, indices, src], &out, || {
+        move |t: &[Tensor]| scatter_add(&t[0], &t[1], &t[2], axis as isize)
+    });
     let kept = dense_indices.clone();
     Ok(record(OP, out, &[base, src], move |flow| {
         let to_src = if flow.needs(1) {
@@ -305,6 +315,9 @@ fn scatter_along(
         DType::F64 => fill::<f64>(op, &start, &from, ix, here, there)?,
         _ => fill::<i64>(op, &start, &from, ix, here, there)?,
     };
+    capture::note(op, &[axis as u64, 1], &[base, indices, src], &out, || {
+        move |t: &[Tensor]| scatter_along(op, &t[0], &t[1], &t[2], axis)
+    });
     let kept = dense_indices.clone();
     Ok(record(op, out, &[base, src], move |flow| {
         let to_src = if flow.needs(1) {
@@ -359,7 +372,7 @@ pub fn segment_max(t: &Tensor, ids: &Tensor, n: usize) -> Result<Tensor> {
             }
         })
     }
-    match t.dtype() {
+    let out = match t.dtype() {
         DType::F32 => fill(OP, &source, ix, around.inner, &shape, f32::NEG_INFINITY),
         DType::F64 => fill(OP, &source, ix, around.inner, &shape, f64::NEG_INFINITY),
         DType::I64 => fill(OP, &source, ix, around.inner, &shape, i64::MIN),
@@ -368,7 +381,11 @@ pub fn segment_max(t: &Tensor, ids: &Tensor, n: usize) -> Result<Tensor> {
             found: vec![DType::Bool],
             expected: "numbers; cast with astype",
         }),
-    }
+    }?;
+    capture::note(OP, &[n as u64], &[t, ids], &out, || {
+        move |t: &[Tensor]| segment_max(&t[0], &t[1], n)
+    });
+    Ok(out)
 }
 
 /// Adds `src` along one-element slots: the gradient of a selection of one element per row.

@@ -6,6 +6,7 @@
 //! threads.
 
 use crate::autograd::record;
+use crate::capture;
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, broadcast_shapes, broadcast_strides};
@@ -56,6 +57,9 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     shape.push(m);
     shape.push(n);
     let out = with_float!(OP, a.dtype(), E => product::<E>(OP, a, b, &lead, [m, k, n], &shape)?);
+    capture::note(OP, &[], &[a, b], &out, || {
+        |t: &[Tensor]| matmul(&t[0], &t[1])
+    });
     let keep_a = b.requires_grad().then(|| a.clone());
     let keep_b = a.requires_grad().then(|| b.clone());
     Ok(record(OP, out, &[a, b], move |flow| {

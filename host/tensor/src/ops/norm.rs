@@ -1,6 +1,7 @@
 //! Batch and layer normalisation.
 
 use crate::autograd::{self, record};
+use crate::capture;
 use crate::dtype::{Element, with_float};
 use crate::error::{Error, Result};
 use crate::lanes::{Real, simd_fn, sum_pairs, sum_with};
@@ -623,8 +624,19 @@ pub fn layer_norm(
             });
         })?
     });
-    let y = place(y)?;
     let (has_weight, has_bias) = (weight.is_some(), bias.is_some());
+    if !moved {
+        let mut words: Vec<u64> = over.iter().map(|&a| a as u64).collect();
+        words.extend([eps.to_bits(), u64::from(has_weight)]);
+        capture::note(OP, &words, &parents, &y, || {
+            let axes: Vec<isize> = over.iter().map(|&a| a as isize).collect();
+            move |t: &[Tensor]| {
+                let (weight, bias) = affine(&t[1..], has_weight, has_bias);
+                layer_norm(&t[0], &axes, weight, bias, eps)
+            }
+        });
+    }
+    let y = place(y)?;
     let kept: Vec<Tensor> = parents.iter().map(|&p| p.clone()).collect();
     Ok(record(OP, y, &parents, move |flow| {
         if autograd::grad_enabled() {
@@ -634,37 +646,66 @@ pub fn layer_norm(
                 composed_layer(&p[0], &over, weight, bias, eps)
             });
         }
-        let (gradient, parts) = with_float!(OP, source.dtype(), T => {
-            let g = rows_of(&flow.grad)?;
-            let (data, g) = (source.data::<T>()?, g.data::<T>()?);
-            let w = slice::<T>(&w)?;
-            let block = layer_block(data.len(), length);
-            let mut parts = Vec::new();
-            let dx = Tensor::build_unset::<T>(OP, source.shape(), |dx| {
-                parts = layer_back(data, g, length, block, w, eps, dx);
-            })?;
-            let fill = |which: fn(&Partial<T>) -> &Vec<T>| {
-                Tensor::build::<T>(OP, &sizes, |out| {
-                    for part in &parts {
-                        for (o, &v) in out.iter_mut().zip(which(part)) {
-                            *o += v;
-                        }
-                    }
-                })
-            };
-            let mut rest = Vec::new();
-            if has_weight {
-                rest.push(Some(fill(|p| &p.0)?));
-            }
-            if has_bias {
-                rest.push(Some(fill(|p| &p.1)?));
-            }
-            (dx, rest)
-        });
-        let mut gradients = vec![Some(place(gradient)?)];
-        gradients.extend(parts);
+        let g = rows_of(&flow.grad)?;
+        let all = layer_gradients(&source, &g, w.as_ref(), has_bias, &sizes, eps)?;
+        let mut gradients: Vec<Option<Tensor>> = all.into_iter().map(Some).collect();
+        if let Some(Some(dx)) = gradients.first_mut().map(Option::take) {
+            gradients[0] = Some(place(dx)?);
+        }
         Ok(gradients)
     }))
+}
+
+/// Gradients of dense rows, of the weight where there is one and of the bias where there is one.
+fn layer_gradients(
+    source: &Tensor,
+    g: &Tensor,
+    weight: Option<&Tensor>,
+    has_bias: bool,
+    sizes: &[usize],
+    eps: f64,
+) -> Result<Vec<Tensor>> {
+    const OP: &str = "layer_norm";
+    let length: usize = sizes.iter().product();
+    let (sd, gd) = (source.dense(OP)?, g.dense(OP)?);
+    let w = weight.map(|w| w.dense(OP)).transpose()?;
+    let all = with_float!(OP, source.dtype(), T => {
+        let (data, g) = (sd.data::<T>()?, gd.data::<T>()?);
+        let w = slice::<T>(&w)?;
+        let block = layer_block(data.len(), length);
+        let mut parts = Vec::new();
+        let dx = Tensor::build_unset::<T>(OP, sd.shape(), |dx| {
+            parts = layer_back(data, g, length, block, w, eps, dx);
+        })?;
+        let fill = |which: fn(&Partial<T>) -> &Vec<T>| {
+            Tensor::build::<T>(OP, sizes, |out| {
+                for part in &parts {
+                    for (o, &v) in out.iter_mut().zip(which(part)) {
+                        *o += v;
+                    }
+                }
+            })
+        };
+        let mut all = vec![dx];
+        if weight.is_some() {
+            all.push(fill(|p| &p.0)?);
+        }
+        if has_bias {
+            all.push(fill(|p| &p.1)?);
+        }
+        all
+    });
+    if capture::is_recording() {
+        let mut inputs = vec![source, g];
+        inputs.extend(weight);
+        let words = [eps.to_bits(), u64::from(has_bias), length as u64];
+        let sizes = sizes.to_vec();
+        let made: Vec<&Tensor> = all.iter().collect();
+        capture::note_all("layer_norm_back", &words, &inputs, &made, || {
+            move |t: &[Tensor]| layer_gradients(&t[0], &t[1], t.get(2), has_bias, &sizes, eps)
+        });
+    }
+    Ok(all)
 }
 
 fn slice<T: Element>(t: &Option<Tensor>) -> Result<Option<&[T]>> {

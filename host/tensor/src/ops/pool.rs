@@ -2,6 +2,7 @@
 
 use super::conv::{inside, windows_along};
 use crate::autograd::record;
+use crate::capture;
 use crate::dtype::with_float;
 use crate::error::{Error, Result};
 use crate::lanes::{Real, simd_fn};
@@ -29,6 +30,9 @@ pub(crate) fn max_pool2d(
         let data = dense.data::<T>()?;
         Tensor::build_unset::<T>(OP, &shape, |y| max_forward(&g, data, y))?
     });
+    capture::note(OP, &g.words(), &[x], &out, || {
+        move |t: &[Tensor]| max_pool2d(&t[0], kernel, stride, padding)
+    });
     Ok(record(OP, out, &[x], move |flow| {
         Ok(vec![Some(give_to_largest(&dense, &flow.grad, g, shape)?)])
     }))
@@ -42,6 +46,9 @@ fn give_to_largest(x: &Tensor, dy: &Tensor, g: Windows, shape: [usize; 4]) -> Re
     let out = with_float!(OP, x.dtype(), T => {
         let (data, dy) = (x.data::<T>()?, dense.data::<T>()?);
         Tensor::build_unset::<T>(OP, x.shape(), |dx| max_backward(&g, data, dy, dx))?
+    });
+    capture::note(OP, &g.words(), &[x, dy], &out, || {
+        move |t: &[Tensor]| give_to_largest(&t[0].dense(OP)?, &t[1], g, shape)
     });
     let x = x.clone();
     Ok(record(OP, out, &[dy], move |flow| {
@@ -98,6 +105,9 @@ fn average(
         let data = dense.data::<T>()?;
         Tensor::build_unset::<T>(op, &shape, |y| average_forward(&g, data, y))?
     });
+    capture::note(op, &g.words(), &[x], &out, || {
+        move |t: &[Tensor]| average(op, &t[0], g, outer, shape)
+    });
     Ok(record(op, out, &[x], move |flow| {
         Ok(vec![Some(average_gradient(&flow.grad, g, outer)?)])
     }))
@@ -110,6 +120,9 @@ fn average_gradient(dy: &Tensor, g: Windows, outer: [usize; 2]) -> Result<Tensor
     let out = with_float!(OP, dy.dtype(), T => {
         let data = dense.data::<T>()?;
         Tensor::build_unset::<T>(OP, &[outer[0], outer[1], g.h, g.w], |dx| average_backward(&g, data, dx))?
+    });
+    capture::note(OP, &g.words(), &[dy], &out, || {
+        move |t: &[Tensor]| average_gradient(&t[0], g, outer)
     });
     let shape = [outer[0], outer[1], g.oh, g.ow];
     Ok(record(OP, out, &[dy], move |flow| {
@@ -183,6 +196,20 @@ impl Windows {
             },
             [n, c, oh, ow],
         ))
+    }
+    /// Everything that two poolings of the same operands may differ in.
+    fn words(&self) -> [u64; 8] {
+        [
+            self.h,
+            self.w,
+            self.kernel.0,
+            self.kernel.1,
+            self.stride.0,
+            self.stride.1,
+            self.padding.0,
+            self.padding.1,
+        ]
+        .map(|n| n as u64)
     }
     /// The common window of two by two, side by side.
     fn halves(&self) -> bool {

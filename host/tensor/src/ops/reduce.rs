@@ -1,6 +1,7 @@
 //! Sums and extrema along axes, in an order fixed by the shape alone.
 
 use crate::autograd::{record, tracks};
+use crate::capture;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::{Dims, Layout, MAX_RANK, Walk, axis_index};
@@ -50,11 +51,31 @@ pub fn sum(t: &Tensor, axes: &[isize], keepdims: bool) -> Result<Tensor> {
             });
         }
     };
+    if capture::is_recording() {
+        note_sum(t, &summed, keepdims, &out);
+    }
     let full = t.layout().shape;
     Ok(record(OP, out, &[t], move |flow| {
         let grad = reshape_to(&flow.grad, &with_ones)?;
         Ok(vec![Some(broadcast_to(&grad, &full)?)])
     }))
+}
+
+#[inline(never)]
+fn note_sum(t: &Tensor, summed: &[bool; MAX_RANK], keepdims: bool, out: &Tensor) {
+    let axes: Vec<isize> = (0..t.rank())
+        .filter(|&a| summed[a])
+        .map(|a| a as isize)
+        .collect();
+    let mut words: Vec<u64> = axes.iter().map(|&a| a as u64).collect();
+    words.push(u64::from(keepdims));
+    capture::note("sum", &words, &[t], out, || {
+        // No axes would mean all.
+        move |t: &[Tensor]| match t[0].rank() {
+            0 => sum(&t[0], &[], keepdims),
+            _ => sum(&t[0], &axes, keepdims),
+        }
+    });
 }
 
 /// Brings a gradient to a shape: sums over axes where the shape has size 1 or no axis, then repeats.
@@ -381,6 +402,17 @@ pub fn max(t: &Tensor, axis: isize, keepdims: bool) -> Result<Tensor> {
     if !keepdims {
         shape = without(t.shape(), axis);
     }
+    if capture::is_recording() {
+        let (words, with_indices) = ([axis as u64], indices.is_some());
+        let mut made = vec![&values];
+        made.extend(&indices);
+        capture::note_all(OP, &words, &[t], &made, || {
+            move |t: &[Tensor]| {
+                let (values, indices) = largest(OP, &t[0], axis, true, with_indices)?;
+                Ok(values.into_iter().chain(indices).collect())
+            }
+        });
+    }
     let out = values.view(Layout::dense(OP, &shape)?);
     let Some(indices) = indices else {
         return Ok(out);
@@ -403,6 +435,13 @@ pub fn argmax(t: &Tensor, axis: isize) -> Result<Tensor> {
     let Some(indices) = indices else {
         return Err(internal(OP));
     };
+    capture::note(OP, &[axis as u64], &[t], &indices, || {
+        move |t: &[Tensor]| {
+            largest(OP, &t[0], axis, false, true)?
+                .1
+                .ok_or_else(|| internal(OP))
+        }
+    });
     Ok(indices.view(Layout::dense(OP, &without(t.shape(), axis))?))
 }
 
@@ -601,6 +640,9 @@ fn running_sum(op: &'static str, t: &Tensor, axis: usize, from_end: bool) -> Res
             });
         }
     };
+    capture::note(op, &[axis as u64, u64::from(from_end)], &[t], &out, || {
+        move |t: &[Tensor]| running_sum(op, &t[0], axis, from_end)
+    });
     Ok(record(op, out, &[t], move |flow| {
         Ok(vec![Some(running_sum(op, &flow.grad, axis, !from_end)?)])
     }))

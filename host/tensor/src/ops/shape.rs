@@ -2,6 +2,7 @@
 
 use crate::account::fits_limit;
 use crate::autograd::record;
+use crate::capture;
 use crate::dtype::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, Layout, Walk, axis_index, broadcast_strides, count};
@@ -268,6 +269,13 @@ pub(crate) fn embed(t: &Tensor, axis: usize, start: usize, size: usize) -> Resul
             }
         })?
     });
+    capture::note(
+        "embed",
+        &[axis as u64, start as u64, size as u64],
+        &[t],
+        &out,
+        || move |t: &[Tensor]| embed(&t[0], axis, start, size),
+    );
     let stop = start + length;
     Ok(record(OP, out, &[t], move |flow| {
         Ok(vec![Some(slice(
@@ -326,6 +334,9 @@ pub fn concat(ts: &[&Tensor], axis: isize) -> Result<Tensor> {
         }
         Ok(())
     })?);
+    capture::note(OP, &[axis as u64], ts, &out, || {
+        move |t: &[Tensor]| concat(&t.iter().collect::<Vec<_>>(), axis as isize)
+    });
     let lengths: Vec<usize> = ts.iter().map(|t| t.shape()[axis]).collect();
     Ok(record(OP, out, ts, move |flow| {
         let mut at = 0;

@@ -1,6 +1,7 @@
 //! Softmax, its logarithm, and cross-entropy.
 
 use crate::autograd::{self, record, record_keeping_output};
+use crate::capture;
 use crate::dtype::{DType, with_float};
 use crate::error::{Error, Result};
 use crate::lanes::{Real, map_sum_to, max_of, simd_fn, sum_pairs, sum_with};
@@ -44,6 +45,10 @@ fn normalised(op: &'static str, t: &Tensor, axis: isize, log: bool) -> Result<Te
             });
         })
     })?;
+    capture::note(op, &[axis as u64], &[t], &out, || {
+        // The kernel's own result, with the axis last.
+        move |t: &[Tensor]| axis_last(op, &normalised(op, &t[0], axis as isize, log)?, axis)
+    });
     let out = axis_back(out, axis)?;
     Ok(record_keeping_output(op, out, &[t], move |flow| {
         let (y, g) = (flow.output()?, &flow.grad);
@@ -62,27 +67,35 @@ fn normalised(op: &'static str, t: &Tensor, axis: isize, log: bool) -> Result<Te
             return Ok(vec![Some(gradient)]);
         }
         let (y, g) = (axis_last(op, y, axis)?, axis_last(op, g, axis)?);
-        let gradient = with_float!(op, y.dtype(), T => {
-            let (y, g) = (y.data::<T>()?, g.data::<T>()?);
-            Tensor::build_unset::<T>(op, source_shape(&flow.grad, axis).as_slice(), |dx| {
-                let total = dx.len().saturating_mul(if log { EXP_COST } else { 2 });
-                for_blocks(dx, rows_per_block(length) * length, total, |first, dx| {
-                    let range = first..first + dx.len();
-                    let (y, g) = (&y[range.clone()], &g[range]);
-                    if log { log_softmax_rows_back(y, g, length, dx) } else { softmax_rows_back(y, g, length, dx) }
-                });
-            })
-        })?;
+        let gradient = normalised_back(op, &y, &g, length, log)?;
         Ok(vec![Some(axis_back(gradient, axis)?)])
     }))
 }
 
-/// The shape of `t` with `axis` moved to the end.
-fn source_shape(t: &Tensor, axis: usize) -> Vec<usize> {
-    let mut shape = t.shape().to_vec();
-    let size = shape.remove(axis);
-    shape.push(size);
-    shape
+/// The gradient along the last axis, of `length`, from the result and its cotangent.
+fn normalised_back(
+    op: &'static str,
+    y: &Tensor,
+    g: &Tensor,
+    length: usize,
+    log: bool,
+) -> Result<Tensor> {
+    let (yd, gd) = (y.dense(op)?, g.dense(op)?);
+    let out = with_float!(op, y.dtype(), T => {
+        let (y, g) = (yd.data::<T>()?, gd.data::<T>()?);
+        Tensor::build_unset::<T>(op, yd.shape(), |dx| {
+            let total = dx.len().saturating_mul(if log { EXP_COST } else { 2 });
+            for_blocks(dx, rows_per_block(length) * length, total, |first, dx| {
+                let range = first..first + dx.len();
+                let (y, g) = (&y[range.clone()], &g[range]);
+                if log { log_softmax_rows_back(y, g, length, dx) } else { softmax_rows_back(y, g, length, dx) }
+            });
+        })
+    })?;
+    capture::note("softmax_back", &[u64::from(log)], &[y, g], &out, || {
+        move |t: &[Tensor]| normalised_back(op, &t[0], &t[1], length, log)
+    });
+    Ok(out)
 }
 
 simd_fn! {
@@ -197,33 +210,16 @@ fn against_classes(
     target: &Tensor,
     classes: usize,
 ) -> Result<Tensor> {
+    check_classes(op, target, classes)?;
     let target = target.dense(op)?;
-    let outside = |&&t: &&i64| t < 0 || t as u64 >= classes as u64;
-    if let Some(&index) = target.data::<i64>()?.iter().find(outside) {
-        return Err(Error::Index {
-            op,
-            index,
-            size: classes,
-        });
-    }
     let dense = logits.dense(op)?;
-    let (loss, normaliser) = with_float!(op, logits.dtype(), T => {
-        let (x, t) = (dense.data::<T>()?, target.data::<i64>()?);
-        let normaliser = normalisers::<T>(op, x, classes, target.shape())?;
-        let z = normaliser.data::<T>()?;
-        let loss = Tensor::build_unset::<T>(op, target.shape(), |loss| {
-            for (row, ((loss, &z), &t)) in loss.iter_mut().zip(z).zip(t).enumerate() {
-                *loss = z - x[row * classes + t as usize];
-            }
-        })?;
-        (loss, normaliser)
-    });
+    let (loss, normaliser) = class_losses(op, &dense, &target, classes)?;
     let kept = logits.clone();
     Ok(record(op, loss, &[logits], move |flow| {
         if autograd::grad_enabled() {
             let chosen = with_float!(op, kept.dtype(), T => {
                 let t = target.data::<i64>()?;
-                Tensor::build::<T>(op, kept.shape(), |out| {
+                Tensor::build::<T>("cross_entropy of second order", kept.shape(), |out| {
                     for (row, &t) in out.chunks_exact_mut(classes).zip(t) {
                         row[t as usize] = T::ONE;
                     }
@@ -233,23 +229,96 @@ fn against_classes(
             let g = ops::reshape(&flow.grad, &column(target.shape()))?;
             return Ok(vec![Some(ops::multiply(&difference, &g)?)]);
         }
-        let g = flow.grad.dense(op)?;
-        let gradient = with_float!(op, kept.dtype(), T => {
-            let (x, z, g) = (dense.data::<T>()?, normaliser.data::<T>()?, g.data::<T>()?);
-            let t = target.data::<i64>()?;
-            Tensor::build_unset::<T>(op, kept.shape(), |dx| {
-                let total = dx.len().saturating_mul(EXP_COST);
-                for_blocks(dx, rows_per_block(classes) * classes, total, |first, dx| {
-                    let rows = first / classes..(first + dx.len()) / classes;
-                    probabilities(&x[first..first + dx.len()], &z[rows.clone()], &g[rows.clone()], classes, dx);
-                    for (row, dx) in rows.zip(dx.chunks_exact_mut(classes)) {
-                        dx[t[row] as usize] -= g[row];
-                    }
-                });
-            })
-        })?;
+        let gradient = class_gradient(op, &dense, &normaliser, &target, &flow.grad, classes)?;
         Ok(vec![Some(gradient)])
     }))
+}
+
+/// Losses and normalisers of dense logits; class numbers dense and checked.
+fn class_losses(
+    op: &'static str,
+    logits: &Tensor,
+    target: &Tensor,
+    classes: usize,
+) -> Result<(Tensor, Tensor)> {
+    let (loss, normaliser) = with_float!(op, logits.dtype(), T => {
+        let (x, t) = (logits.data::<T>()?, target.data::<i64>()?);
+        let normaliser = normalisers::<T>(op, x, classes, target.shape())?;
+        let z = normaliser.data::<T>()?;
+        let loss = Tensor::build_unset::<T>(op, target.shape(), |loss| {
+            for (row, ((loss, &z), &t)) in loss.iter_mut().zip(z).zip(t).enumerate() {
+                *loss = z - x[row * classes + t as usize];
+            }
+        })?;
+        (loss, normaliser)
+    });
+    capture::note_all(op, &[], &[logits, target], &[&loss, &normaliser], || {
+        move |t: &[Tensor]| {
+            check_classes(op, &t[1], classes)?;
+            let (loss, normaliser) = class_losses(op, &t[0].dense(op)?, &t[1].dense(op)?, classes)?;
+            Ok(vec![loss, normaliser])
+        }
+    });
+    Ok((loss, normaliser))
+}
+
+/// The gradient of [`class_losses`] with respect to the logits for cotangents `g`.
+fn class_gradient(
+    op: &'static str,
+    logits: &Tensor,
+    normaliser: &Tensor,
+    target: &Tensor,
+    g: &Tensor,
+    classes: usize,
+) -> Result<Tensor> {
+    let gd = g.dense(op)?;
+    let out = with_float!(op, logits.dtype(), T => {
+        let (x, z, g) = (logits.data::<T>()?, normaliser.data::<T>()?, gd.data::<T>()?);
+        let t = target.data::<i64>()?;
+        Tensor::build_unset::<T>(op, logits.shape(), |dx| {
+            let total = dx.len().saturating_mul(EXP_COST);
+            for_blocks(dx, rows_per_block(classes) * classes, total, |first, dx| {
+                let rows = first / classes..(first + dx.len()) / classes;
+                probabilities(&x[first..first + dx.len()], &z[rows.clone()], &g[rows.clone()], classes, dx);
+                for (row, dx) in rows.zip(dx.chunks_exact_mut(classes)) {
+                    dx[t[row] as usize] -= g[row];
+                }
+            });
+        })
+    })?;
+    capture::note(
+        "cross_entropy_back",
+        &[],
+        &[logits, normaliser, target, g],
+        &out,
+        || {
+            move |t: &[Tensor]| {
+                class_gradient(
+                    op,
+                    &t[0].dense(op)?,
+                    &t[1],
+                    &t[2].dense(op)?,
+                    &t[3],
+                    classes,
+                )
+            }
+        },
+    );
+    Ok(out)
+}
+
+/// Refuses a class number outside `0..classes`.
+fn check_classes(op: &'static str, target: &Tensor, classes: usize) -> Result<()> {
+    let target = target.dense(op)?;
+    let outside = |&&t: &&i64| t < 0 || t as u64 >= classes as u64;
+    match target.data::<i64>()?.iter().find(outside) {
+        Some(&index) => Err(Error::Index {
+            op,
+            index,
+            size: classes,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// The shape with a last axis of one.

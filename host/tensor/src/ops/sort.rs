@@ -2,6 +2,7 @@
 //! elements keep their order, ascending and descending.
 
 use crate::autograd::record;
+use crate::capture;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::layout::axis_index;
@@ -135,12 +136,16 @@ fn order_last(op: &'static str, t: &Tensor, k: usize, descending: bool) -> Resul
             });
         })
     }
-    match t.dtype() {
+    let out = match t.dtype() {
         DType::F32 => fill::<f32>(op, &source, &shape, [n, k], descending),
         DType::F64 => fill::<f64>(op, &source, &shape, [n, k], descending),
         DType::I64 => fill::<i64>(op, &source, &shape, [n, k], descending),
         DType::Bool => fill::<bool>(op, &source, &shape, [n, k], descending),
-    }
+    }?;
+    capture::note(op, &[k as u64, u64::from(descending)], &[t], &out, || {
+        move |t: &[Tensor]| order_last(op, &t[0], k, descending)
+    });
+    Ok(out)
 }
 
 /// The i64 indices that sort `t` along `axis`. Stable both ways; NaN last ascending, first descending. The
