@@ -1707,7 +1707,7 @@ fn answers_in(model: &Model, spec: &TaskSpec) -> Result<(), Diagnostic> {
 }
 
 /// What is wrong with the spec of a world to act in.
-fn unfit_mdp(spec: &MdpSpec) -> Option<String> {
+pub(crate) fn unfit_mdp(spec: &MdpSpec) -> Option<String> {
     let actions = match &spec.action {
         ActionSpace::Discrete(n) => *n as usize,
         ActionSpace::Continuous(ranges) => match ranges.iter().all(|(low, high)| low <= high) {

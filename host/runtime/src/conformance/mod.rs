@@ -15,8 +15,10 @@ mod laws;
 mod normalizer;
 mod pruner;
 mod setup;
+mod tasks;
 mod toy;
 mod trainer;
+mod world;
 
 use std::time::Instant;
 
@@ -127,7 +129,8 @@ pub fn check(source: &str, bytes: &[u8], setup: &Setup) -> Result<Report, Diagno
         World::Normalizer | World::NormalizerTracking => normalizer::examine(&mut exam),
         World::Trainer => trainer::examine(&mut exam, &Bench::new()?),
         World::Pruner => pruner::examine(&mut exam, &Bench::new()?),
-        World::Tasks | World::Mdp => {}
+        World::Tasks => tasks::examine(&mut exam),
+        World::Mdp => world::examine(&mut exam),
     }
     Ok(Report {
         plugin: about.0,
