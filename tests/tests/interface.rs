@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use espalier_runtime::component::INTERFACE;
+use espalier_tests::lab::Lab;
 use espalier_tests::workspace;
 use wit_component::semver_check;
 use wit_parser::{PackageId, Resolve};
@@ -145,4 +146,50 @@ fn the_check_sees_what_would_break_a_plugin_and_lets_additions_pass() {
         )
         .is_empty()
     );
+}
+
+#[test]
+fn components_built_for_the_interface_long_ago_load_and_run() {
+    let lab = Lab::with_registry(
+        "interface",
+        &workspace().join("tests/interface/registry.toml"),
+    );
+    let file = r#"
+        [data]
+        source = "digits"
+
+        [model]
+        layers = [{ kind = "flatten" }, { kind = "linear", features = 32 }, { kind = "relu" }, { kind = "linear", features = 10 }]
+
+        [schedule]
+        epochs = 12
+        batch-size = 64
+
+        [trainer]
+        plugin = "backprop"
+
+        [pruner]
+        plugin = "magnitude"
+        with = { sparsity = 0.8 }
+    "#;
+    let (finished, _) = lab.finish("digits", file, &[]);
+    assert!(
+        finished.metrics["test/accuracy"] > 0.9,
+        "{:?}",
+        finished.metrics
+    );
+    assert!(
+        (finished.metrics["sparsity"] - 0.8).abs() < 1e-3,
+        "{:?}",
+        finished.metrics
+    );
+
+    let example = std::fs::read_to_string(workspace().join("examples/arithmetic-rl.toml")).unwrap();
+    let sets = [
+        ("schedule.epochs", "1"),
+        ("schedule.steps-per-epoch", "8"),
+        ("normalizer.plugin", "grpo"),
+    ];
+    let (finished, _) = lab.finish("arithmetic", &example, &sets);
+    assert_eq!(finished.steps, 8);
 }
