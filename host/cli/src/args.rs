@@ -71,6 +71,10 @@ pub struct Run {
     /// Write events to standard output, one JSON object a line; words for people go to standard error
     #[arg(long)]
     pub json: bool,
+    /// Say at the end where the time went, and write a trace for Perfetto or chrome://tracing
+    /// [default: profile.json in the run's folder]
+    #[arg(long, value_name = "FILE.json", num_args = 0..=1, value_parser = crate::profile::trace_file)]
+    pub profile: Option<Option<PathBuf>>,
     /// The registry [default: registry.toml in the run file's folder or above it]
     #[arg(long, value_name = "FILE")]
     pub registry: Option<PathBuf>,

@@ -4,6 +4,7 @@ mod args;
 mod key;
 mod output;
 mod plugin;
+mod profile;
 mod run;
 mod view;
 

@@ -74,7 +74,11 @@ fn carry_out(
     let pins = Pins {
         trust: args.trust.clone(),
     };
-    run::execute_pinned(&plan, &options, &pins, reporter)
+    let mut execute = || run::execute_pinned(&plan, &options, &pins, reporter);
+    match &args.profile {
+        None => execute(),
+        Some(trace) => run::profiled(trace.as_deref(), execute),
+    }
 }
 
 /// Events to a person and, if asked for, to a machine.

@@ -12,9 +12,11 @@ use espalier_runtime::events::{
 };
 use espalier_runtime::options;
 use espalier_runtime::plan::Slot;
+use espalier_runtime::profile::Profile;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::{self, Stream};
+use crate::profile;
 
 /// Characters of a line of the composition after its label.
 const WIDTH: usize = 96;
@@ -32,6 +34,7 @@ pub struct View {
     pub started: bool,
     progress: Progress,
     counters: Vec<PluginCounters>,
+    profile: Option<Profile>,
     /// The last line that a build gave where there is no live line, to say each crate's plugin once.
     building: String,
 }
@@ -68,6 +71,7 @@ impl View {
             started: false,
             progress: Progress::default(),
             counters: Vec::new(),
+            profile: None,
             building: String::new(),
         }
     }
@@ -203,6 +207,16 @@ impl View {
         for line in closing_lines(finished, &self.counters) {
             output::line(self.stream, line);
         }
+        self.profile();
+    }
+
+    fn profile(&mut self) {
+        if let Some(profile) = self.profile.take() {
+            output::line(self.stream, "");
+            for line in profile::lines(&profile) {
+                output::line(self.stream, line);
+            }
+        }
     }
 }
 
@@ -329,6 +343,7 @@ impl Observer for View {
                 }
             }
             Event::Counters { plugins } => self.counters = plugins.clone(),
+            Event::Profile(profile) => self.profile = Some(profile.clone()),
             Event::Finished(finished) => self.finished(finished),
             Event::Interrupted { run, step } => {
                 self.close();
@@ -337,6 +352,7 @@ impl Observer for View {
                     self.stream,
                     format!("stopped after step {step}; go on with --resume {run}"),
                 );
+                self.profile();
             }
             Event::Failed { .. } => self.close(),
             Event::Log { .. } | Event::PluginMetric { .. } | Event::Checkpoint { .. } => {}

@@ -380,6 +380,7 @@ fn compiled(engine: &Engine, bytes: &[u8], digest: &str) -> wasmtime::Result<Com
     if let Some(component) = crate::cache::load(engine, &path) {
         return Ok(component);
     }
+    let _profile = crate::profile::part(crate::profile::Part::Compile);
     let component = Component::from_binary(engine, bytes)?;
     if let Ok(code) = component.serialize() {
         crate::cache::store(&path, &code);

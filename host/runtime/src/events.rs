@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::diagnostic::Diagnostic;
 use crate::plan::{OptionValue, Slot};
+use crate::profile::Profile;
 
 /// Told of every event, on the thread that drives the run; what it does delays the run.
 pub trait Observer {
@@ -149,6 +150,8 @@ pub enum Event {
         /// In the order of the composition.
         plugins: Vec<PluginCounters>,
     },
+    /// Where the time went, of a run that was profiled; just before `finished` or `interrupted`.
+    Profile(Profile),
     /// The run is over and whole.
     Finished(Finished),
     /// The run was asked to stop, and has stopped after a checkpoint.

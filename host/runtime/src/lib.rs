@@ -17,9 +17,15 @@ pub mod options;
 pub mod parameters;
 pub mod plan;
 pub mod plugin_build;
+pub mod profile;
 pub mod publish;
 pub mod registry;
 pub mod run;
 pub mod runfile;
 pub mod store;
 pub mod trust;
+
+// The generated bindings name a crate `tracing` where they say which function of the interface is called. The
+// profile listens there; the crate itself would bring a subscriber for every program that embeds this one.
+extern crate self as tracing;
+pub(crate) use profile::{Level, event, span};

@@ -51,6 +51,7 @@ use crate::parameters::{Kind, ParameterSet};
 use crate::plan::{
     DataPlan, DataSource, LayerPlan, Length, Loss, OnFailure, OptionValue, Plan, PluginPlan, Slot,
 };
+use crate::profile::{self, PluginMemory};
 use crate::registry::Registry;
 use crate::{checkpoint, data, metrics, options};
 
@@ -100,10 +101,13 @@ pub fn execute_pinned(
     pins: &Pins,
     observer: &mut (dyn Observer + Send),
 ) -> Result<Ending, Diagnostic> {
+    let building = profile::part(profile::Part::Build);
     let registry = Registry::load_with(&run.registry, pins.trust.as_deref())?;
     let resolved = registry.resolve_plan(&plan.plugins, &mut |b| {
         observer.event(&Event::Building(b.clone()))
     })?;
+    drop(building);
+    let loading = profile::part(profile::Part::Load);
     let mut parts = Vec::new();
     for (plugin, (entry, resolved)) in plan.plugins.iter().zip(resolved) {
         let loaded = component::load(&plugin.name, &resolved.bytes)?;
@@ -111,10 +115,30 @@ pub fn execute_pinned(
     }
     let pool = threads::Pool::new(plan.threads)
         .map_err(|error| Diagnostic::new("the threads could not be started").because(&error))?;
+    drop(loading);
+    let recorder = profile::take();
     pool.install(|| {
+        profile::put(recorder);
         let shared = Rc::new(Shared::new(RunState::empty(plan.seed)));
-        Runner::new(plan, run, parts, observer, shared)?.drive()
+        let ending = Runner::new(plan, run, parts, observer, shared).and_then(Runner::drive);
+        drop(profile::take());
+        ending
     })
+}
+
+/// Times a run that `execute` carries out on this thread: the run's last event but one is [`Event::Profile`]. The
+/// trace is written to `trace`, or to `profile.json` in the run's folder.
+///
+/// # Errors
+/// As `execute`, and a trace that can't be written.
+pub fn profiled(
+    trace: Option<&Path>,
+    execute: impl FnOnce() -> Result<Ending, Diagnostic>,
+) -> Result<Ending, Diagnostic> {
+    profile::begin(trace.map(Path::to_path_buf));
+    let ending = execute();
+    drop(profile::take());
+    ending
 }
 
 /// A plugin of the run before it is instantiated.
@@ -505,6 +529,7 @@ impl<'a> Runner<'a> {
         observer: &'a mut (dyn Observer + Send),
         shared: Rc<Shared>,
     ) -> Result<Runner<'a>, Diagnostic> {
+        let loading = profile::part(profile::Part::Data);
         let source = match &plan.data {
             Some(from) => Source::of_data(plan, from)?,
             None => {
@@ -518,6 +543,8 @@ impl<'a> Runner<'a> {
                 Source::of_environment(plan, part, &shared)?
             }
         };
+        drop(loading);
+        let _preparing = profile::part(profile::Part::Prepare);
         let steps_per_epoch = source.steps_per_epoch;
         let steps_per_round = match plan.schedule.length {
             Length::Epochs(n) => n.saturating_mul(steps_per_epoch),
@@ -730,6 +757,7 @@ impl<'a> Runner<'a> {
             .help("remove [normalizer]: the trainer works out advantages from the rewards of each step"));
         }
         let at = self.whereabouts();
+        let _starting = profile::part(profile::Part::Start);
         new_session(part, &self.shared, self.info(), rewards.as_ref(), &at)
     }
 
@@ -778,6 +806,7 @@ impl<'a> Runner<'a> {
     }
 
     fn tell(&mut self, event: Event) -> Result<(), Diagnostic> {
+        let _reporting = profile::part(profile::Part::Reports);
         self.folder.record(&event)?;
         self.observer.event(&event);
         Ok(())
@@ -924,6 +953,7 @@ impl<'a> Runner<'a> {
         }
         if self.cancel.load(Ordering::Relaxed) {
             self.checkpoint()?;
+            self.tell_profile()?;
             let run = self.folder.path().to_path_buf();
             let step = self.progress.steps_done;
             self.tell(Event::Interrupted {
@@ -944,7 +974,10 @@ impl<'a> Runner<'a> {
             run.passes = 0;
             run.rollouts.begin_step();
         }
+        profile::step(self.progress.steps_done, self.steps_per_epoch);
+        let stepping = profile::part(profile::Part::Steps);
         let report = self.trainer(|session| session.step(at))?;
+        drop(stepping);
         self.complete_tags()?;
         self.observe()?;
         self.adopt()?;
@@ -999,6 +1032,7 @@ impl<'a> Runner<'a> {
         &mut self,
         kind: wit::EventKind,
     ) -> Result<Option<wit::Directive>, Diagnostic> {
+        let _events = profile::part(profile::Part::Events);
         let mut metrics: Vec<wit::Metric> = Vec::new();
         for (name, &value) in &self.progress.metrics {
             metrics.push(wit::Metric {
@@ -1206,6 +1240,7 @@ impl<'a> Runner<'a> {
 
     /// Measures the policy on a split of the environment, or the trainer's predictions on one of the data.
     fn evaluate(&mut self, split: &str, epoch: u64) -> Result<(), Diagnostic> {
+        let _measuring = profile::part(profile::Part::Measurement);
         let environment = self.shared.run.borrow().rollouts.environment.clone();
         let began = Instant::now();
         let measured = match environment {
@@ -1377,6 +1412,7 @@ impl<'a> Runner<'a> {
         let (true, Some(asked)) = (tracks, asked) else {
             return Ok(());
         };
+        let _drift = profile::part(profile::Part::Drift);
         let drifts = {
             let run = &mut *self.shared.run.borrow_mut();
             drifts(run, asked)
@@ -1445,6 +1481,7 @@ impl<'a> Runner<'a> {
 
     /// Every plugin's bytes, all tensors and numbers, in one file.
     pub(crate) fn checkpoint(&mut self) -> Result<(), Diagnostic> {
+        let _writing = profile::part(profile::Part::Checkpoints);
         let mut plugins = BTreeMap::new();
         let mut skipped = Vec::new();
         let bytes = self.trainer(|session| session.save())?;
@@ -1556,6 +1593,7 @@ impl<'a> Runner<'a> {
         }
         let plugins = self.counters();
         self.tell(Event::Counters { plugins })?;
+        self.tell_profile()?;
         let finished = Finished {
             run: self.folder.path().to_path_buf(),
             seconds: self.progress.seconds,
@@ -1564,6 +1602,21 @@ impl<'a> Runner<'a> {
         };
         self.tell(Event::Finished(finished.clone()))?;
         Ok(Ending::Finished(finished))
+    }
+
+    /// Ends the profile of a run that is profiled.
+    fn tell_profile(&mut self) -> Result<(), Diagnostic> {
+        let memory = self.counters().into_iter().map(|plugin| PluginMemory {
+            plugin: plugin.name,
+            peak_tensor_bytes: plugin.peak_tensor_bytes,
+            peak_handles: plugin.peak_handles,
+        });
+        let memory = memory.collect();
+        match profile::finish(self.folder.path(), self.plan.threads, memory) {
+            None => Ok(()),
+            Some(Ok(profile)) => self.tell(Event::Profile(profile)),
+            Some(Err(error)) => Err(edge("the trace could not be written", &error)),
+        }
     }
 
     fn idle_plugins(&self) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! What wasmtime generates from `wit/`: one trait an interface for the host to fill, one type a world
-//! for its exports. The worlds share the types of their imports.
+//! for its exports. The worlds share the types of their imports. What the option `tracing` says is heard by
+//! `crate::profile`.
 #![allow(missing_docs, clippy::all)]
 
 /// Names the host's own types behind the resources.
@@ -16,7 +17,7 @@ pub mod trainer {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "trainer",
-        imports: { default: trappable },
+        imports: { default: trappable | tracing },
         with: {
             "espalier:plugin/tensors.tensor": super::rep::Tensor,
             "espalier:plugin/autograd.no-grad": super::rep::NoGrad,
@@ -32,7 +33,7 @@ pub mod pruner {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "pruner",
-        imports: { default: trappable },
+        imports: { default: trappable | tracing },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,
@@ -53,7 +54,7 @@ pub mod normalizer {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "normalizer",
-        imports: { default: trappable },
+        imports: { default: trappable | tracing },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,
@@ -69,7 +70,7 @@ pub mod normalizer_tracking {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "normalizer-tracking",
-        imports: { default: trappable },
+        imports: { default: trappable | tracing },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,
@@ -85,7 +86,7 @@ pub mod tasks {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "environment-tasks",
-        imports: { default: trappable },
+        imports: { default: trappable | tracing },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,
@@ -101,7 +102,7 @@ pub mod mdp {
     wasmtime::component::bindgen!({
         path: "../../wit",
         world: "environment-mdp",
-        imports: { default: trappable },
+        imports: { default: trappable | tracing },
         with: {
             "espalier:plugin/log": super::trainer::espalier::plugin::log,
             "espalier:plugin/random": super::trainer::espalier::plugin::random,

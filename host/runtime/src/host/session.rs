@@ -36,6 +36,7 @@ use crate::component::{Loaded, TICK, World};
 use crate::data::Batch;
 use crate::diagnostic::Diagnostic;
 use crate::plan::Limits;
+use crate::profile;
 
 /// What a plugin died of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +177,7 @@ impl Session {
         grad: bool,
         f: impl FnOnce(&mut Store<Guest>, &Exports) -> wasmtime::Result<T>,
     ) -> Called<T> {
+        let _profile = profile::call(&self.store.data().name, call);
         let started = Instant::now();
         let limit = self.store.data().limits.call;
         let budget = self.shorter.take().map_or(limit, |d| d.min(limit));

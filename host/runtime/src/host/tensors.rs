@@ -97,6 +97,7 @@ macro_rules! binary {
 
 impl HostTensor for Guest {
     fn drop(&mut self, t: Handle) -> Result<()> {
+        let _profile = crate::profile::operation("tensors", "drop");
         self.take_tensor(t).map(drop)
     }
 }
