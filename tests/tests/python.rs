@@ -208,3 +208,59 @@ fn a_wrong_shape_in_python_names_operation_and_shapes() {
         assert!(error.contains(part), "`{part}` is not in\n{error}");
     }
 }
+
+#[test]
+fn the_module_in_the_guide_is_a_plugin() {
+    if !can_build() {
+        return;
+    }
+    let guide = std::fs::read_to_string(workspace().join("docs/writing-a-plugin.md")).unwrap();
+    let (_, section) = guide.split_once("## In Python").unwrap();
+    let block = |language: &str| {
+        let (_, rest) = section.split_once(&format!("```{language}\n")).unwrap();
+        rest.split_once("```").unwrap().0
+    };
+    let lab = Lab::new("python-guide");
+    std::fs::write(lab.folder().join("pyproject.toml"), block("toml")).unwrap();
+    std::fs::write(lab.folder().join("relative.py"), block("python")).unwrap();
+    let entry = r#"schema = 1
+
+[[plugin]]
+name = "relative"
+version = "0.1.0"
+slot = "normalizer"
+summary = "Rewards relative to the mean of their group"
+interface = "0.1"
+licence = "MIT OR Apache-2.0"
+source = { path = "." }
+"#;
+    let registry = lab.folder().join("registry.toml");
+    std::fs::write(&registry, entry).unwrap();
+    let outcome = Bounds {
+        name: String::new(),
+        min: 0.0,
+        max: 1.0,
+    };
+    let spec = RewardSpec {
+        outcome,
+        terms: Vec::new(),
+    };
+    let scale = [("scale", OptionValue::Float(2.0))];
+    let mut relative = Normalizer::of(&registry, "relative", &scale, &spec).unwrap();
+    let mut draw = Draw::new(1);
+    let batch: Vec<Rollout> = [0.0, 1.0, 1.0]
+        .into_iter()
+        .map(|reward| Rollout {
+            group: 7,
+            reward,
+            ..rollout(0, 1, &mut draw)
+        })
+        .collect();
+    let expected = [-4.0 / 3.0, 2.0 / 3.0, 2.0 / 3.0];
+    for (found, expected) in relative.values(&batch).into_iter().zip(expected) {
+        assert!(
+            (found - expected).abs() < 1e-12,
+            "{found}, expected {expected}"
+        );
+    }
+}
