@@ -112,11 +112,12 @@ impl Model {
 
     /// The whole model on the fields of a batch.
     pub fn forward(&self, fields: &[(String, Tensor)], mode: Mode) -> Tensor {
-        let mut pass = self.pass(0..self.count, mode);
-        for (name, tensor) in fields {
-            pass = pass.input(name, tensor);
-        }
-        pass.run()
+        let inputs: Vec<_> = fields
+            .iter()
+            .map(|(name, t)| (name.clone(), t.raw()))
+            .collect();
+        let result = host::forward(&self.raw, (0, self.count), &inputs, mode, &[], &[]);
+        Tensor::from_raw(result.output)
     }
 
     /// Some layers on what the first of them reads.

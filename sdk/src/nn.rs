@@ -99,12 +99,12 @@ impl Tensor {
 impl Tensor {
     /// Mean over the axes; no axes means all.
     pub fn mean(&self, axes: &[i32]) -> Tensor {
-        self.sum(axes) / self.along(axes)
+        Tensor::from_raw(host::mean(self.raw(), axes, false))
     }
 
     /// As [`Tensor::mean`], the axes kept with size 1.
     pub fn mean_keepdims(&self, axes: &[i32]) -> Tensor {
-        self.sum_keepdims(axes) / self.along(axes)
+        Tensor::from_raw(host::mean(self.raw(), axes, true))
     }
 
     /// Mean over every axis but the first: `[n, ..]` -> `[n]`.

@@ -69,8 +69,13 @@ impl ParameterSet {
     /// The handles to the values are gone when it returns, so an optimiser step that follows updates in place;
     /// while a plugin holds a value, the step has to copy it first.
     pub fn grad<S: AsRef<str>>(&self, loss: &Tensor, names: &[S]) -> Vec<Tensor> {
-        let values = self.values(names);
-        crate::autograd::grad(loss, &values.iter().collect::<Vec<_>>())
+        self.select(names).gradients(loss)
+    }
+
+    /// Names some parameters once, for a step that treats them together.
+    pub fn select<S: AsRef<str>>(&self, names: &[S]) -> Selection {
+        let names: Vec<String> = names.iter().map(|name| name.as_ref().to_string()).collect();
+        Selection(host::select(&self.0, &names))
     }
 
     /// Replaces a value, without graph. Handles given out before keep the old one.
@@ -132,6 +137,39 @@ impl ParameterSet {
     /// Moments and step counts of the named parameters to zero. Not for pruners.
     pub fn reset_state(&self, names: &[String]) {
         optim::reset_state(&self.0, names);
+    }
+}
+
+/// Some parameters of one set, in an order of the plugin's. Worth keeping between steps: naming them costs, using
+/// them again does not.
+pub struct Selection(host::Selection);
+
+impl Selection {
+    /// The tracked leaves, as [`ParameterSet::value`] gives each.
+    pub fn values(&self) -> Vec<Tensor> {
+        let values = host::values(&self.0);
+        values.into_iter().map(Tensor::from_raw).collect()
+    }
+
+    /// Gradients of a scalar with respect to the parameters, in their order; frees the graph on the way.
+    pub fn gradients(&self, loss: &Tensor) -> Vec<Tensor> {
+        let grads = host::gradients(&self.0, loss.raw());
+        grads.into_iter().map(Tensor::from_raw).collect()
+    }
+
+    /// Gradients of a scalar, and one SGD step with them: for a step that does nothing else with its gradients.
+    pub fn minimize_sgd(&self, loss: &Tensor, options: SgdOptions) {
+        optim::minimize_sgd(&self.0, loss.raw(), options);
+    }
+
+    /// As [`Selection::minimize_sgd`], with Adam.
+    pub fn minimize_adam(&self, loss: &Tensor, options: AdamOptions) {
+        optim::minimize_adam(&self.0, loss.raw(), options);
+    }
+
+    /// As [`Selection::minimize_sgd`], with AdamW.
+    pub fn minimize_adamw(&self, loss: &Tensor, options: AdamOptions) {
+        optim::minimize_adamw(&self.0, loss.raw(), options);
     }
 }
 

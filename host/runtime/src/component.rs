@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -27,6 +28,14 @@ use crate::plan::{Limits, OptionValue, Slot};
 
 /// How often the epoch advances; deadlines are kept to about this.
 pub const TICK: Duration = Duration::from_millis(5);
+
+/// Ticks so far: a clock that costs a load to read.
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+/// How often the epoch has advanced.
+pub(crate) fn tick() -> u64 {
+    TICKS.load(Ordering::Relaxed)
+}
 
 /// The version of `wit/` that this host speaks.
 pub const INTERFACE: &str = "0.1.0";
@@ -179,6 +188,7 @@ pub fn engine() -> Result<Engine, Diagnostic> {
                 .spawn(move || {
                     while let Some(engine) = weak.upgrade() {
                         engine.increment_epoch();
+                        TICKS.fetch_add(1, Ordering::Relaxed);
                         drop(engine);
                         std::thread::sleep(TICK);
                     }

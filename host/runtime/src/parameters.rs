@@ -5,6 +5,7 @@
 //! stored and is only hidden (`keep = true`); a rollback restores every bit; a handle given out earlier
 //! keeps the value it had. What it does not promise: it knows neither layers nor the meaning of a name.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use espalier_tensor::optim::{self, Adam, AdamPart, Sgd, SgdPart};
@@ -247,20 +248,24 @@ struct Entry {
 }
 
 impl Entry {
-    fn fail(&self, operation: &'static str) -> impl Fn(espalier_tensor::Error) -> Error + use<> {
-        let name = self.name.clone();
+    fn fail(&self, operation: &'static str) -> impl Fn(espalier_tensor::Error) -> Error + use<'_> {
         move |source| Error::Tensor {
             operation,
-            name: name.clone(),
+            name: self.name.clone(),
             source,
         }
     }
 
     /// Zeroes value and optimiser state where a mask that does not keep is false.
     fn apply_mask(&mut self, operation: &'static str) -> Result<()> {
-        let fail = self.fail(operation);
         let Some(mask) = self.mask.clone().filter(|mask| !mask.keep) else {
             return Ok(());
+        };
+        let name = self.name.clone();
+        let fail = |source| Error::Tensor {
+            operation,
+            name: name.clone(),
+            source,
         };
         // `where` and not a product: NaN * 0 is NaN and -1 * 0 is -0, both unlike a pruned weight.
         let cut = |t: &Tensor| {
@@ -336,6 +341,8 @@ pub struct ParameterSet {
     entries: Vec<Entry>,
     index: BTreeMap<String, usize>,
     tags: BTreeMap<String, Vec<Entry>>,
+    /// Where the next name is looked for first: a model and an optimiser go through the names in their order.
+    next: Cell<usize>,
 }
 
 impl std::fmt::Debug for ParameterSet {
@@ -695,6 +702,23 @@ impl ParameterSet {
         Ok(chosen.collect())
     }
 
+    /// Checks that the names exist and differ.
+    ///
+    /// # Errors
+    /// Unknown or repeated names.
+    pub fn check_names(&self, operation: &'static str, names: &[String]) -> Result<()> {
+        let mut seen = vec![false; self.entries.len()];
+        for name in names {
+            if std::mem::replace(&mut seen[self.find(name)?], true) {
+                return Err(Error::Twice {
+                    operation,
+                    name: name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Sets moments and step counters of the named parameters to zero.
     ///
     /// # Errors
@@ -776,6 +800,7 @@ impl ParameterSet {
         ParameterSet {
             entries,
             index: self.index.clone(),
+            next: Cell::default(),
             tags: BTreeMap::new(),
         }
     }
@@ -831,11 +856,25 @@ impl ParameterSet {
             entries,
             index,
             tags,
+            next: Cell::default(),
         })
     }
 
     fn find(&self, name: &str) -> Result<usize> {
-        self.index.get(name).copied().ok_or_else(|| Error::Unknown {
+        let next = self.next.get();
+        if self
+            .entries
+            .get(next)
+            .is_some_and(|entry| entry.name == name)
+        {
+            self.next.set(next + 1);
+            return Ok(next);
+        }
+        if let Some(&at) = self.index.get(name) {
+            self.next.set(at + 1);
+            return Ok(at);
+        }
+        Err(Error::Unknown {
             name: name.into(),
             suggestion: crate::diagnostic::nearest(name, self.index.keys().map(String::as_str))
                 .map(str::to_owned),

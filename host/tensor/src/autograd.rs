@@ -102,7 +102,7 @@ type Parent = Option<Counted<Node>>;
 /// A node's parents, in the operation's order; `None` stands for one that is not tracked. Few of them, as nearly
 /// always, lie in place.
 pub(crate) enum Parents {
-    Few([Parent; 3], u8),
+    Few([Parent; 3], usize),
     Many(Vec<Parent>),
 }
 
@@ -124,8 +124,8 @@ impl Parents {
 
     fn push(&mut self, parent: Parent) {
         match self {
-            Parents::Few(few, len) if usize::from(*len) < few.len() => {
-                few[usize::from(*len)] = parent;
+            Parents::Few(few, len) if *len < few.len() => {
+                few[*len] = parent;
                 *len += 1;
             }
             Parents::Few(few, _) => {
@@ -139,14 +139,14 @@ impl Parents {
 
     fn all(&self) -> &[Parent] {
         match self {
-            Parents::Few(few, len) => &few[..usize::from(*len)],
+            Parents::Few(few, len) => &few[..*len],
             Parents::Many(many) => many,
         }
     }
 
     fn all_mut(&mut self) -> &mut [Parent] {
         match self {
-            Parents::Few(few, len) => &mut few[..usize::from(*len)],
+            Parents::Few(few, len) => &mut few[..*len],
             Parents::Many(many) => many,
         }
     }
@@ -387,7 +387,7 @@ pub fn grad(
         .collect();
     let mut found: Vec<Option<Tensor>> = Vec::new();
     found.resize_with(inputs.len(), || None);
-    let mut needs = Vec::new();
+    let mut needs = Vec::with_capacity(4);
     for (place, node) in path.nodes.iter().enumerate().rev() {
         let Some(gradient) = pending[place].take() else {
             continue;
@@ -549,6 +549,9 @@ impl Ord for Reached {
     }
 }
 
+/// Room that a walk makes at once: a small network's graph fits.
+const FEW: usize = 32;
+
 fn path(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Path> {
     let mut path = Path {
         ids: Vec::new(),
@@ -564,15 +567,17 @@ fn path(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Path> {
     };
     // Everything the outputs depend on that is not older than every input, youngest first: a node comes after all
     // its children, and a second time in a row where several of them lead to it.
-    let mut queue: BinaryHeap<Reached> = outputs
-        .iter()
-        .filter_map(|output| output.node())
-        .filter(|node| node.id >= oldest)
-        .map(|node| Reached(node.clone()))
-        .collect();
+    let mut queue: BinaryHeap<Reached> = BinaryHeap::with_capacity(FEW);
+    queue.extend(
+        outputs
+            .iter()
+            .filter_map(|output| output.node())
+            .filter(|node| node.id >= oldest)
+            .map(|node| Reached(node.clone())),
+    );
     // Each with whether it was freed; the numbers of all their parents one after the other, and how many.
-    let mut reached: Vec<(Counted<Node>, bool, usize)> = Vec::new();
-    let mut parents: Vec<u64> = Vec::new();
+    let mut reached: Vec<(Counted<Node>, bool, usize)> = Vec::with_capacity(FEW);
+    let mut parents: Vec<u64> = Vec::with_capacity(FEW);
     while let Some(Reached(node)) = queue.pop() {
         if reached.last().is_some_and(|(last, ..)| last.id == node.id) {
             continue;
@@ -598,6 +603,8 @@ fn path(outputs: &[&Tensor], inputs: &[&Tensor]) -> Result<Path> {
         reached.push((node, freed, count));
     }
     // A node is on a path if it is an input or one of its parents is on a path.
+    path.ids.reserve(reached.len());
+    path.nodes.reserve(reached.len());
     let mut gone = None;
     while let Some((node, freed, count)) = reached.pop() {
         let first = parents.len() - count;

@@ -12,7 +12,8 @@ pub const MAX_RANK: usize = 6;
 /// A short list of sizes or strides, kept in place so that making a view allocates nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Dims {
-    len: u8,
+    // A whole word: a copy that ends in padding is made of stores that overlap, which the loads after it wait for.
+    len: usize,
     sizes: [usize; MAX_RANK],
 }
 
@@ -42,8 +43,8 @@ impl Dims {
 
     /// Appends an entry. The caller keeps within six; a seventh is ignored.
     pub(crate) fn push(&mut self, size: usize) {
-        debug_assert!((self.len as usize) < MAX_RANK);
-        if let Some(slot) = self.sizes.get_mut(self.len as usize) {
+        debug_assert!((self.len) < MAX_RANK);
+        if let Some(slot) = self.sizes.get_mut(self.len) {
             *slot = size;
             self.len += 1;
         }
@@ -51,14 +52,14 @@ impl Dims {
 
     /// Sets an existing entry.
     pub(crate) fn set(&mut self, axis: usize, size: usize) {
-        self.sizes[..self.len as usize][axis] = size;
+        self.sizes[..self.len][axis] = size;
     }
 }
 
 impl Deref for Dims {
     type Target = [usize];
     fn deref(&self) -> &[usize] {
-        &self.sizes[..self.len as usize]
+        &self.sizes[..self.len]
     }
 }
 
@@ -76,6 +77,9 @@ pub(crate) struct Layout {
     pub(crate) offset: usize,
 }
 
+/// The most elements that can be addressed at 8 bytes an element.
+const MOST_ELEMENTS: usize = isize::MAX as usize / 8;
+
 /// The number of elements of a shape, if it can be addressed at 8 bytes an element.
 pub(crate) fn count(op: &'static str, shape: &[usize]) -> Result<usize> {
     let too_large = || Error::Size {
@@ -87,7 +91,7 @@ pub(crate) fn count(op: &'static str, shape: &[usize]) -> Result<usize> {
     for &size in shape {
         product = product.checked_mul(size.max(1)).ok_or_else(too_large)?;
     }
-    if product > isize::MAX as usize / 8 {
+    if product > MOST_ELEMENTS {
         return Err(too_large());
     }
     if shape.contains(&0) {
@@ -100,20 +104,37 @@ pub(crate) fn count(op: &'static str, shape: &[usize]) -> Result<usize> {
 
 impl Layout {
     /// Row-major from offset 0.
+    #[inline]
     pub(crate) fn dense(op: &'static str, shape: &[usize]) -> Result<Layout> {
-        let shape = Dims::new(op, shape)?;
-        count(op, &shape)?;
-        let mut strides = shape;
-        let mut step = 1;
-        for axis in (0..shape.len()).rev() {
-            strides.set(axis, step);
-            step *= shape[axis].max(1);
-        }
-        Ok(Layout {
-            shape,
-            strides,
+        let mut layout = Layout {
+            shape: Dims::empty(),
+            strides: Dims::empty(),
             offset: 0,
-        })
+        };
+        if shape.len() > MAX_RANK {
+            return Err(Error::Rank {
+                op,
+                rank: shape.len(),
+            });
+        }
+        layout.shape.len = shape.len();
+        layout.strides.len = shape.len();
+        let mut step = 1usize;
+        let (mut fits, mut empty) = (true, false);
+        for axis in (0..shape.len()).rev() {
+            let size = shape[axis];
+            layout.shape.sizes[axis] = size;
+            layout.strides.sizes[axis] = step;
+            empty |= size == 0;
+            let (next, overflow) = step.overflowing_mul(size.max(1));
+            fits &= !overflow;
+            step = next;
+        }
+        if !fits || empty || step > MOST_ELEMENTS {
+            // Says what is wrong, or bounds the empty.
+            count(op, shape)?;
+        }
+        Ok(layout)
     }
 
     /// The number of elements.

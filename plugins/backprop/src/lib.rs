@@ -6,7 +6,7 @@
 
 use espalier_sdk::data::{self, Batch, Stream};
 use espalier_sdk::options::Value;
-use espalier_sdk::parameters::{AdamOptions, SgdOptions, clip_grad_norm};
+use espalier_sdk::parameters::{AdamOptions, Selection, SgdOptions, clip_grad_norm};
 use espalier_sdk::schedule::Schedule;
 use espalier_sdk::{
     Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo, StepReport,
@@ -72,7 +72,9 @@ struct Backprop {
     steps: u64,
     model: Model,
     stream: Stream,
+    set: ParameterSet,
     names: Vec<String>,
+    weights: Selection,
 }
 
 impl Trainer for Backprop {
@@ -106,7 +108,8 @@ impl Trainer for Backprop {
                 "the loss cross-entropy needs targets that are classes, this data has numbers; set loss = \"mse\"",
             ));
         }
-        let names = ParameterSet::main().trainable();
+        let set = ParameterSet::main();
+        let names = set.trainable();
         if names.is_empty() {
             return Err(Error::incompatible("the model has no trainable parameters"));
         }
@@ -116,19 +119,16 @@ impl Trainer for Backprop {
             steps: run.steps,
             model: Model::main(),
             stream,
+            weights: set.select(&names),
+            set,
             names,
         })
     }
 
     fn step(&mut self, at: &StepInfo) -> StepReport {
         let batch = self.stream.next_endless();
-        let set = ParameterSet::main();
         let loss = self.losses(&batch, Mode::Train).mean(&[]);
-        let mut grads = set.grad(&loss, &self.names);
-        if self.settings.clip_grad_norm > 0.0 {
-            grads = clip_grad_norm(&grads, self.settings.clip_grad_norm).0;
-        }
-        self.update(&set, &grads, at.step);
+        self.update(&loss, at.step);
         StepReport::new(loss.item(), batch.count())
     }
 
@@ -168,8 +168,9 @@ impl Backprop {
         }
     }
 
-    fn update(&self, set: &ParameterSet, grads: &[Tensor], step: u64) {
+    fn update(&self, loss: &Tensor, step: u64) {
         let Settings {
+            clip_grad_norm: limit,
             momentum,
             nesterov,
             eps,
@@ -188,21 +189,24 @@ impl Backprop {
             eps,
             weight_decay,
         };
+        let sgd = SgdOptions {
+            lr,
+            momentum,
+            weight_decay,
+            nesterov,
+        };
+        if limit > 0.0 {
+            let grads = clip_grad_norm(&self.weights.gradients(loss), limit).0;
+            return match self.settings.optimizer {
+                Optimizer::Sgd => self.set.sgd(&self.names, &grads, sgd),
+                Optimizer::Adam => self.set.adam(&self.names, &grads, adam),
+                Optimizer::Adamw => self.set.adamw(&self.names, &grads, adam),
+            };
+        }
         match self.settings.optimizer {
-            Optimizer::Sgd => {
-                set.sgd(
-                    &self.names,
-                    grads,
-                    SgdOptions {
-                        lr,
-                        momentum,
-                        weight_decay,
-                        nesterov,
-                    },
-                );
-            }
-            Optimizer::Adam => set.adam(&self.names, grads, adam),
-            Optimizer::Adamw => set.adamw(&self.names, grads, adam),
+            Optimizer::Sgd => self.weights.minimize_sgd(loss, sgd),
+            Optimizer::Adam => self.weights.minimize_adam(loss, adam),
+            Optimizer::Adamw => self.weights.minimize_adamw(loss, adam),
         }
     }
 }

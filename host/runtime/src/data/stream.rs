@@ -90,30 +90,41 @@ pub struct Batch {
 /// Every stream of a run, by identity. Part of the checkpoint.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "Vec<(StreamId, Position)>", into = "Vec<(StreamId, Position)>")]
-pub struct Streams {
-    positions: BTreeMap<StreamId, Position>,
-    /// The current epoch's permutation of each shuffled stream; made again when absent.
-    orders: BTreeMap<StreamId, (u64, u64, Arc<Vec<i64>>)>,
+pub struct Streams(BTreeMap<StreamId, Progress>);
+
+/// A stream's position, and what can be made again.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    position: Position,
+    /// The current epoch's permutation of a shuffled stream, with its seed and epoch; made again when absent.
+    order: Option<(u64, u64, Arc<Vec<i64>>)>,
 }
 
 impl PartialEq for Streams {
     fn eq(&self, other: &Streams) -> bool {
-        self.positions == other.positions
+        let positions = |streams: &Streams| {
+            let each = streams.0.iter();
+            each.map(|(id, p)| (id.clone(), p.position))
+                .collect::<Vec<_>>()
+        };
+        positions(self) == positions(other)
     }
 }
 
 impl From<Vec<(StreamId, Position)>> for Streams {
     fn from(positions: Vec<(StreamId, Position)>) -> Streams {
-        Streams {
-            positions: positions.into_iter().collect(),
-            orders: BTreeMap::new(),
-        }
+        let at = |(id, position)| {
+            let order = None;
+            (id, Progress { position, order })
+        };
+        Streams(positions.into_iter().map(at).collect())
     }
 }
 
 impl From<Streams> for Vec<(StreamId, Position)> {
     fn from(streams: Streams) -> Self {
-        streams.positions.into_iter().collect()
+        let each = streams.0.into_iter();
+        each.map(|(id, progress)| (id, progress.position)).collect()
     }
 }
 
@@ -125,20 +136,17 @@ impl Streams {
 
     /// The positions without the epochs' orders: what is enough to go on from.
     pub fn positions_alone(&self) -> Streams {
-        Streams {
-            positions: self.positions.clone(),
-            orders: BTreeMap::new(),
-        }
+        Vec::from(self.clone()).into()
     }
 
     /// Makes a stream known; one that is known already goes on where it stands.
     pub fn open(&mut self, id: StreamId) {
-        self.positions.entry(id).or_default();
+        self.0.entry(id).or_default();
     }
 
     /// How far a stream has come, if it is known.
     pub fn position(&self, id: &StreamId) -> Option<Position> {
-        self.positions.get(id).copied()
+        self.0.get(id).map(|progress| progress.position)
     }
 
     /// Checks that a stream can be read from a data set.
@@ -173,7 +181,20 @@ impl Streams {
     pub fn next(&mut self, id: &StreamId, data: &Dataset, seed: u64) -> Result<Option<Batch>> {
         Self::check(id, data)?;
         let split = data.split(&id.split)?;
-        let Position { epoch, cursor } = self.positions.get(id).copied().unwrap_or_default();
+        if id.order == Order::Shuffled
+            && !self
+                .0
+                .get(id)
+                .is_some_and(|p| p.has_order(seed, split.count))
+            && self.rows_kept().saturating_add(split.count) > MOST_ROWS
+        {
+            self.0.values_mut().for_each(|other| other.order = None);
+        }
+        let progress = match self.0.get_mut(id) {
+            Some(progress) => progress,
+            None => self.0.entry(id.clone()).or_default(),
+        };
+        let Position { epoch, cursor } = progress.position;
         let (count, size) = (split.count as u64, u64::from(id.size));
         let end = if id.order == Order::Poisson {
             // Rounded, so that an epoch is as near to one pass as whole steps allow.
@@ -182,20 +203,17 @@ impl Streams {
             count
         };
         if cursor >= end {
-            self.go_to(
-                id,
-                Position {
-                    epoch: epoch + 1,
-                    cursor: 0,
-                },
-            );
+            progress.position = Position {
+                epoch: epoch + 1,
+                cursor: 0,
+            };
             return Ok(None);
         }
         let stop = (cursor + size).min(end);
         let (batch, cursor) = match id.order {
             Order::Sequential => (read_run(split, id, cursor as usize, stop as usize)?, stop),
             Order::Shuffled => {
-                let order = self.order(id, split.count, seed, epoch);
+                let order = progress.order(id, split.count, seed);
                 let rows = order[cursor as usize..stop as usize].to_vec();
                 (read_rows(split, id, rows)?, stop)
             }
@@ -211,35 +229,32 @@ impl Streams {
                 )
             }
         };
-        self.positions
-            .insert(id.clone(), Position { epoch, cursor });
+        progress.position = Position { epoch, cursor };
         Ok(Some(batch))
     }
 
-    fn go_to(&mut self, id: &StreamId, position: Position) {
-        match self.positions.get_mut(id) {
-            Some(known) => *known = position,
-            None => {
-                self.positions.insert(id.clone(), position);
-            }
-        }
+    fn rows_kept(&self) -> usize {
+        let orders = self.0.values().filter_map(|p| p.order.as_ref());
+        orders.map(|(_, _, order)| order.len()).sum()
+    }
+}
+
+impl Progress {
+    fn has_order(&self, seed: u64, count: usize) -> bool {
+        let current = (seed, self.position.epoch, count);
+        self.order
+            .as_ref()
+            .is_some_and(|(seed, epoch, order)| (*seed, *epoch, order.len()) == current)
     }
 
-    fn order(&mut self, id: &StreamId, count: usize, seed: u64, epoch: u64) -> Arc<Vec<i64>> {
-        if let Some((of_seed, of_epoch, order)) = self.orders.get(id)
-            && (*of_seed, *of_epoch, order.len()) == (seed, epoch, count)
-        {
-            return order.clone();
+    fn order(&mut self, id: &StreamId, count: usize, seed: u64) -> &[i64] {
+        if !self.has_order(seed, count) {
+            let epoch = self.position.epoch;
+            let mut order: Vec<i64> = (0..count as i64).collect();
+            shuffle(&mut order, &key(id, seed, epoch, None));
+            self.order = Some((seed, epoch, Arc::new(order)));
         }
-        let mut order: Vec<i64> = (0..count as i64).collect();
-        shuffle(&mut order, &key(id, seed, epoch, None));
-        let order = Arc::new(order);
-        let kept: usize = self.orders.values().map(|(_, _, kept)| kept.len()).sum();
-        if kept.saturating_add(count) > MOST_ROWS {
-            self.orders.clear();
-        }
-        self.orders.insert(id.clone(), (seed, epoch, order.clone()));
-        order
+        self.order.as_ref().map_or(&[], |(_, _, order)| order)
     }
 }
 

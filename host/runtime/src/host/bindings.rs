@@ -8,6 +8,7 @@ pub mod rep {
     pub enum Tensor {}
     pub enum NoGrad {}
     pub enum ParameterSet {}
+    pub enum Selection {}
     pub enum Stream {}
     pub enum Model {}
 }
@@ -22,6 +23,7 @@ pub mod trainer {
             "espalier:plugin/tensors.tensor": super::rep::Tensor,
             "espalier:plugin/autograd.no-grad": super::rep::NoGrad,
             "espalier:plugin/parameters.parameter-set": super::rep::ParameterSet,
+            "espalier:plugin/parameters.selection": super::rep::Selection,
             "espalier:plugin/data.stream": super::rep::Stream,
             "espalier:plugin/model.model": super::rep::Model,
         },

@@ -183,6 +183,10 @@ impl<T> Slab<T> {
     }
 }
 
+/// One host function in so many is timed, drawn at random: two readings of the clock cost as much as a small
+/// operation. Their time is counted as often.
+const TIMED_ONE_IN: u32 = 16;
+
 /// What a plugin has cost.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
@@ -190,12 +194,20 @@ pub struct Counters {
     pub calls: BTreeMap<&'static str, u64>,
     /// Time in calls, host work included.
     pub total: Duration,
-    /// Of that, time in host functions that compute.
+    /// Of that, time in host functions that compute, estimated from some of them.
     pub host: Duration,
     /// Most handles alive at once.
     pub peak_handles: u64,
     /// True once it has changed a parameter, a mask, or answered other than `continue`.
     pub acted: bool,
+}
+
+/// Parameters of one set that a plugin named once.
+pub(super) struct Selection {
+    /// The set.
+    pub(super) set: Rc<SetId>,
+    /// Their names, in the plugin's order.
+    pub(super) names: Vec<String>,
 }
 
 /// One plugin's share of the host. The data of its wasmtime store.
@@ -226,12 +238,17 @@ pub struct Guest {
     pub stderr_tail: String,
     pending: [String; 2],
     clock: u64,
-    /// When the host function at work began, for the counters.
+    /// The tick at which the clock was last read and the deadline had not passed.
+    in_time_at: Cell<Option<u64>>,
+    /// When the host function at work began, where it is one of those that are timed.
     working_since: Cell<Option<Instant>>,
+    /// Draws which host functions are timed.
+    sample: Cell<u64>,
     pub(super) tensors: Slab<Tensor>,
-    pub(super) sets: Slab<SetId>,
-    pub(super) models: Slab<ModelId>,
-    pub(super) streams: Slab<StreamId>,
+    pub(super) sets: Slab<Rc<SetId>>,
+    pub(super) selections: Slab<Rc<Selection>>,
+    pub(super) models: Slab<Rc<ModelId>>,
+    pub(super) streams: Slab<Rc<StreamId>>,
 }
 
 impl Guest {
@@ -262,9 +279,12 @@ impl Guest {
             stderr_tail: String::new(),
             pending: [String::new(), String::new()],
             clock: 0,
+            in_time_at: Cell::new(None),
             working_since: Cell::new(None),
+            sample: Cell::new(1),
             tensors: Slab::default(),
             sets: Slab::default(),
+            selections: Slab::default(),
             models: Slab::default(),
             streams: Slab::default(),
         }
@@ -274,6 +294,7 @@ impl Guest {
     pub fn handles(&self) -> usize {
         self.tensors.len()
             + self.sets.len()
+            + self.selections.len()
             + self.models.len()
             + self.streams.len()
             + self.no_grad as usize
@@ -302,7 +323,7 @@ impl Guest {
         t: espalier_tensor::Result<Tensor>,
     ) -> wasmtime::Result<Resource<rep::Tensor>> {
         if let Some(since) = self.working_since.take() {
-            self.counters.host += since.elapsed();
+            self.counters.host += since.elapsed() * TIMED_ONE_IN;
         }
         let t = t?;
         self.room()?;
@@ -316,10 +337,10 @@ impl Guest {
 
     pub(super) fn put_set(&mut self, id: SetId) -> wasmtime::Result<Resource<rep::ParameterSet>> {
         self.room()?;
-        Ok(Resource::new_own(self.sets.push(id)))
+        Ok(Resource::new_own(self.sets.push(Rc::new(id))))
     }
 
-    pub(super) fn set(&self, r: &Resource<rep::ParameterSet>) -> wasmtime::Result<SetId> {
+    pub(super) fn set(&self, r: &Resource<rep::ParameterSet>) -> wasmtime::Result<Rc<SetId>> {
         self.sets.get(r.rep()).cloned()
     }
 
@@ -327,12 +348,31 @@ impl Guest {
         self.sets.remove(r.rep()).map(drop)
     }
 
-    pub(super) fn put_model(&mut self, id: ModelId) -> wasmtime::Result<Resource<rep::Model>> {
+    pub(super) fn put_selection(
+        &mut self,
+        selection: Selection,
+    ) -> wasmtime::Result<Resource<rep::Selection>> {
         self.room()?;
-        Ok(Resource::new_own(self.models.push(id)))
+        Ok(Resource::new_own(self.selections.push(Rc::new(selection))))
     }
 
-    pub(super) fn model(&self, r: &Resource<rep::Model>) -> wasmtime::Result<ModelId> {
+    pub(super) fn selection(
+        &self,
+        r: &Resource<rep::Selection>,
+    ) -> wasmtime::Result<Rc<Selection>> {
+        self.selections.get(r.rep()).cloned()
+    }
+
+    pub(super) fn drop_selection(&mut self, r: Resource<rep::Selection>) -> wasmtime::Result<()> {
+        self.selections.remove(r.rep()).map(drop)
+    }
+
+    pub(super) fn put_model(&mut self, id: ModelId) -> wasmtime::Result<Resource<rep::Model>> {
+        self.room()?;
+        Ok(Resource::new_own(self.models.push(Rc::new(id))))
+    }
+
+    pub(super) fn model(&self, r: &Resource<rep::Model>) -> wasmtime::Result<Rc<ModelId>> {
         self.models.get(r.rep()).cloned()
     }
 
@@ -342,10 +382,10 @@ impl Guest {
 
     pub(super) fn put_stream(&mut self, id: StreamId) -> wasmtime::Result<Resource<rep::Stream>> {
         self.room()?;
-        Ok(Resource::new_own(self.streams.push(id)))
+        Ok(Resource::new_own(self.streams.push(Rc::new(id))))
     }
 
-    pub(super) fn stream(&self, r: &Resource<rep::Stream>) -> wasmtime::Result<StreamId> {
+    pub(super) fn stream(&self, r: &Resource<rep::Stream>) -> wasmtime::Result<Rc<StreamId>> {
         self.streams.get(r.rep()).cloned()
     }
 
@@ -353,17 +393,35 @@ impl Guest {
         self.streams.remove(r.rep()).map(drop)
     }
 
-    /// Epochs stop guest code only, so a host function that computes looks at the clock before it begins.
+    /// Epochs stop guest code only, so a host function that computes asks for the time before it begins: the
+    /// clock itself once a tick, which is how exact deadlines are.
     pub fn in_time(&self) -> wasmtime::Result<()> {
-        let now = Instant::now();
-        self.working_since.set(Some(now));
-        if now > self.deadline {
-            return Err(Refusal::Deadline {
-                limit: self.limits.call,
+        let tick = crate::component::tick();
+        if self.in_time_at.get() != Some(tick) {
+            if Instant::now() > self.deadline {
+                return Err(Refusal::Deadline {
+                    limit: self.limits.call,
+                }
+                .into());
             }
-            .into());
+            self.in_time_at.set(Some(tick));
         }
+        // Knuth's generator, of which the upper bits are good.
+        let sample = self
+            .sample
+            .get()
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1);
+        self.sample.set(sample);
+        let timed = sample >> 32 < (1 << 32) / u64::from(TIMED_ONE_IN);
+        self.working_since.set(timed.then(Instant::now));
         Ok(())
+    }
+
+    /// The next call is to be over by then.
+    pub(super) fn due(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+        self.in_time_at.set(None);
     }
 
     /// Refuses one operation that no budget of time could hold. 10^11 multiply-accumulates a second is more
@@ -528,7 +586,7 @@ mod tests {
     fn no_host_function_begins_after_the_deadline() {
         let mut guest = guest();
         assert!(guest.in_time().is_ok());
-        guest.deadline = Instant::now() - Duration::from_millis(1);
+        guest.due(Instant::now() - Duration::from_millis(1));
         assert!(guest.in_time().is_err());
         assert!(guest.affordable("matmul", 1.0).is_err());
     }

@@ -23,9 +23,9 @@ type ModelHandle = Resource<rep::Model>;
 type Tensors = Vec<(String, espalier_tensor::Tensor)>;
 
 impl Guest {
-    fn lent(&self, all: &[NamedRef]) -> Result<Tensors> {
-        all.iter()
-            .map(|(name, t)| Ok((name.clone(), self.tensor(t)?.clone())))
+    fn lent(&self, all: Vec<NamedRef>) -> Result<Tensors> {
+        all.into_iter()
+            .map(|(name, t)| Ok((name, self.tensor(&t)?.clone())))
             .collect()
     }
 
@@ -189,8 +189,8 @@ impl Host for Guest {
         want: Vec<String>,
     ) -> Result<ForwardResult> {
         let id = self.model(&m)?;
-        let inputs = self.lent(&inputs)?;
-        let overrides = self.lent(&overrides)?.into_iter().collect();
+        let inputs = self.lent(inputs)?;
+        let overrides = self.lent(overrides)?.into_iter().collect();
         let mode = match mode {
             Mode::Train => store::Mode::Train,
             Mode::Eval => store::Mode::Eval,
@@ -268,7 +268,7 @@ impl Host for Guest {
                 let (model, copy) = (model.clone(), set.duplicate());
                 named("clone", &name)?;
                 run.room_for_model("clone", &self.name, &id, copy.len())?;
-                let layers = if from == ModelId::Main {
+                let layers = if *from == ModelId::Main {
                     Some(run.layers.clone())
                 } else {
                     run.own_layers.get(&from).cloned()
@@ -319,7 +319,7 @@ impl model_adopt::Host for Guest {
                 ));
             }
         }
-        run.adopt = Some(id);
+        run.adopt = Some((*id).clone());
         Ok(())
     }
 }

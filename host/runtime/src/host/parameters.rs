@@ -1,16 +1,16 @@
 //! Interfaces `parameters` and `optim`.
 
-use espalier_tensor::Tensor;
 use espalier_tensor::optim::{Adam, Sgd};
+use espalier_tensor::{Tensor, autograd};
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
 use super::bindings::rep;
 use super::bindings::trainer::espalier::plugin::optim::{self, AdamOptions, SgdOptions};
 use super::bindings::trainer::espalier::plugin::parameters::{
-    Host, HostParameterSet, Kind, ParameterInfo,
+    Host, HostParameterSet, HostSelection, Kind, ParameterInfo,
 };
-use super::guest::{Guest, misuse, named, told};
+use super::guest::{Guest, Selection, misuse, named, told};
 use super::state::{SetId, inner_tag, is_inner_tag};
 use super::tensors::{wit_dtype, wit_shape};
 use crate::parameters::{self as store, ParameterSet};
@@ -25,9 +25,16 @@ impl Guest {
         set: &Set,
         f: impl FnOnce(&mut ParameterSet) -> store::Result<T>,
     ) -> Result<T> {
-        let id = self.set(set)?;
+        self.on_id(&*self.set(set)?, f)
+    }
+
+    fn on_id<T>(
+        &self,
+        id: &SetId,
+        f: impl FnOnce(&mut ParameterSet) -> store::Result<T>,
+    ) -> Result<T> {
         let mut run = self.shared.run.borrow_mut();
-        match run.sets.get_mut(&id) {
+        match run.sets.get_mut(id) {
             Some(set) => told(f(set)),
             None => misuse(format!("{id} is gone")),
         }
@@ -47,31 +54,67 @@ impl Guest {
     ) -> Result<()> {
         self.in_time()?;
         let grads = self.grads(&grads)?;
-        let AdamOptions {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } = o;
-        let how = Adam {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            decoupled,
-        };
+        let how = adam(o, decoupled);
         self.on_set(&set, |s| s.adam(&names, &grads, &how))?;
         self.acted(&set)
     }
 
-    /// A plugin that never changes the run's set in a whole run is named in a warning.
-    fn acted(&mut self, set: &Set) -> Result<()> {
-        if self.set(set)? == SetId::Main {
+    fn selected_values(&self, selection: &Selection) -> Result<Vec<Tensor>> {
+        self.on_id(&selection.set, |s| {
+            selection.names.iter().map(|name| s.value(name)).collect()
+        })
+    }
+
+    fn loss_gradients(&self, selection: &Selection, loss: &Handle) -> Result<Vec<Tensor>> {
+        self.in_time()?;
+        let values = self.selected_values(selection)?;
+        let values: Vec<&Tensor> = values.iter().collect();
+        let loss = self.tensor(loss)?;
+        Ok(autograd::grad(&[loss], &[None], &values, false, false)?)
+    }
+
+    /// Gradients of a loss and an update with them.
+    fn minimize(
+        &mut self,
+        s: &Resource<rep::Selection>,
+        loss: &Handle,
+        update: impl FnOnce(&mut ParameterSet, &[String], &[Tensor]) -> store::Result<()>,
+    ) -> Result<()> {
+        let selection = self.selection(s)?;
+        let grads = self.loss_gradients(&selection, loss)?;
+        self.on_id(&selection.set, |s| update(s, &selection.names, &grads))?;
+        if *selection.set == SetId::Main {
             self.counters.acted = true;
         }
         Ok(())
+    }
+
+    /// A plugin that never changes the run's set in a whole run is named in a warning.
+    fn acted(&mut self, set: &Set) -> Result<()> {
+        if *self.set(set)? == SetId::Main {
+            self.counters.acted = true;
+        }
+        Ok(())
+    }
+}
+
+fn sgd(o: SgdOptions) -> Sgd {
+    Sgd {
+        lr: o.lr,
+        momentum: o.momentum,
+        weight_decay: o.weight_decay,
+        nesterov: o.nesterov,
+    }
+}
+
+fn adam(o: AdamOptions, decoupled: bool) -> Adam {
+    Adam {
+        lr: o.lr,
+        beta1: o.beta1,
+        beta2: o.beta2,
+        eps: o.eps,
+        weight_decay: o.weight_decay,
+        decoupled,
     }
 }
 
@@ -92,6 +135,12 @@ fn wit_kind(k: store::Kind) -> Kind {
         store::Kind::Norm => Kind::Norm,
         store::Kind::Embedding => Kind::Embedding,
         store::Kind::Buffer => Kind::Buffer,
+    }
+}
+
+impl HostSelection for Guest {
+    fn drop(&mut self, s: Resource<rep::Selection>) -> Result<()> {
+        self.drop_selection(s)
     }
 }
 
@@ -131,7 +180,7 @@ impl Host for Guest {
         trainable: bool,
     ) -> Result<()> {
         let id = self.set(&set)?;
-        if !matches!(id, SetId::Own { .. }) {
+        if !matches!(*id, SetId::Own { .. }) {
             return misuse(format!(
                 "create: `{name}` can't be added to {id}; make a set with new-set"
             ));
@@ -182,7 +231,7 @@ impl Host for Guest {
 
     fn set_mask(&mut self, set: Set, name: String, mask: Option<Handle>, keep: bool) -> Result<()> {
         let mask = mask.map(|m| self.tensor(&m).cloned()).transpose()?;
-        if self.set(&set)? == SetId::Main {
+        if *self.set(&set)? == SetId::Main {
             let run = &mut *self.shared.run.borrow_mut();
             run.mask_changes += 1;
             let owner = run
@@ -210,7 +259,7 @@ impl Host for Guest {
         const MOST: usize = 64;
         named("snapshot", &tag)?;
         let id = self.set(&set)?;
-        if id != SetId::Main && is_inner_tag(&tag) {
+        if *id != SetId::Main && is_inner_tag(&tag) {
             return misuse(format!(
                 "snapshot: the tag `{tag}` begins as the host's own do, `{}`; choose another",
                 inner_tag("")
@@ -225,7 +274,7 @@ impl Host for Guest {
                 "snapshot: more than {MOST} tags in one set; use a tag again"
             ));
         }
-        if new && id != SetId::Main {
+        if new && *id != SetId::Main {
             self.shared
                 .run
                 .borrow()
@@ -236,10 +285,26 @@ impl Host for Guest {
             Ok(())
         })?;
         let new_tags = &mut self.shared.run.borrow_mut().new_tags;
-        if id == SetId::Main && !new_tags.contains(&tag) {
+        if *id == SetId::Main && !new_tags.contains(&tag) {
             new_tags.push(tag);
         }
         Ok(())
+    }
+
+    fn select(&mut self, set: Set, names: Vec<String>) -> Result<Resource<rep::Selection>> {
+        let set = self.set(&set)?;
+        self.on_id(&set, |s| s.check_names("select", &names))?;
+        self.put_selection(Selection { set, names })
+    }
+
+    fn values(&mut self, s: Resource<rep::Selection>) -> Result<Vec<Handle>> {
+        let values = self.selected_values(&*self.selection(&s)?)?;
+        values.into_iter().map(|y| self.put(Ok(y))).collect()
+    }
+
+    fn gradients(&mut self, s: Resource<rep::Selection>, loss: Handle) -> Result<Vec<Handle>> {
+        let grads = self.loss_gradients(&*self.selection(&s)?, &loss)?;
+        grads.into_iter().map(|g| self.put(Ok(g))).collect()
     }
 
     fn rollback(&mut self, set: Set, tag: String) -> Result<()> {
@@ -258,12 +323,7 @@ impl optim::Host for Guest {
     ) -> Result<()> {
         self.in_time()?;
         let grads = self.grads(&grads)?;
-        let how = Sgd {
-            lr: o.lr,
-            momentum: o.momentum,
-            weight_decay: o.weight_decay,
-            nesterov: o.nesterov,
-        };
+        let how = sgd(o);
         self.on_set(&set, |s| s.sgd(&names, &grads, &how))?;
         self.acted(&set)
     }
@@ -286,6 +346,37 @@ impl optim::Host for Guest {
         options: AdamOptions,
     ) -> Result<()> {
         self.adam_like(set, names, grads, options, true)
+    }
+
+    fn minimize_sgd(
+        &mut self,
+        s: Resource<rep::Selection>,
+        loss: Handle,
+        o: SgdOptions,
+    ) -> Result<()> {
+        self.minimize(&s, &loss, |s, names, grads| s.sgd(names, grads, &sgd(o)))
+    }
+
+    fn minimize_adam(
+        &mut self,
+        s: Resource<rep::Selection>,
+        loss: Handle,
+        o: AdamOptions,
+    ) -> Result<()> {
+        self.minimize(&s, &loss, |s, names, grads| {
+            s.adam(names, grads, &adam(o, false))
+        })
+    }
+
+    fn minimize_adamw(
+        &mut self,
+        s: Resource<rep::Selection>,
+        loss: Handle,
+        o: AdamOptions,
+    ) -> Result<()> {
+        self.minimize(&s, &loss, |s, names, grads| {
+            s.adam(names, grads, &adam(o, true))
+        })
     }
 
     fn reset_state(&mut self, set: Set, names: Vec<String>) -> Result<()> {

@@ -184,7 +184,7 @@ impl Session {
         self.store.set_epoch_deadline(ticks(budget));
         let caller_mode = autograd::grad_enabled();
         let guest = self.store.data_mut();
-        guest.deadline = started + budget;
+        guest.due(started + budget);
         guest.grad_allowed = caller_mode && grad;
         guest.memory.refused = None;
         autograd::set_grad_enabled(guest.grad_allowed && guest.no_grad == 0);

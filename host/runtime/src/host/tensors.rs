@@ -199,6 +199,12 @@ impl Host for Guest {
         self.put(y)
     }
 
+    fn mean(&mut self, t: Handle, over: Vec<i32>, keepdims: bool) -> Result<Handle> {
+        self.in_time()?;
+        let y = ops::mean(self.tensor(&t)?, &axes(&over), keepdims);
+        self.put(y)
+    }
+
     fn max(&mut self, t: Handle, axis: i32, keepdims: bool) -> Result<Handle> {
         self.in_time()?;
         let y = ops::max(self.tensor(&t)?, axis as isize, keepdims);

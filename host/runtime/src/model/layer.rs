@@ -740,7 +740,14 @@ pub(super) struct Pass<'a> {
 
 impl Pass<'_> {
     pub fn parameter(&mut self, layer: &LayerInfo, suffix: &str) -> Result<Tensor> {
-        self.named(&format!("{}.{suffix}", layer.name))
+        // The full name, which the layer knows: `LAYER.suffix`.
+        let full = layer.parameters.iter().find(|name| {
+            name.ends_with(suffix) && name.len() == layer.name.len() + 1 + suffix.len()
+        });
+        match full {
+            Some(name) => self.named(name),
+            None => self.named(&format!("{}.{suffix}", layer.name)),
+        }
     }
 
     /// A parameter by its full name, which another layer may own.

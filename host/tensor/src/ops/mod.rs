@@ -27,7 +27,7 @@ pub use elementwise::{
 pub use index::{scatter_add, segment_max, take, take_along_axis};
 pub use matmul::matmul;
 pub use norm::{batch_norm, layer_norm};
-pub use reduce::{argmax, cumulative_sum, max, sum};
+pub use reduce::{argmax, cumulative_sum, max, mean, sum};
 pub use shape::{broadcast_to, concat, permute_dims, reshape, slice};
 pub use softmax::{cross_entropy, log_softmax, softmax};
 pub use sort::{argsort, top_k};

@@ -1,11 +1,12 @@
 //! Sums and extrema along axes, in an order fixed by the shape alone.
 
-use crate::autograd::{record, tracks};
+use crate::autograd::{no_grad, record, tracks};
 use crate::capture;
-use crate::dtype::DType;
+use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, Layout, MAX_RANK, Walk, axis_index};
 use crate::math::Number;
+use crate::ops::elementwise::divide;
 use crate::ops::index::{Around, put_along};
 use crate::ops::shape::{broadcast_to, permute_dims, reshape_to};
 use crate::simd::{self, Kernel};
@@ -76,6 +77,54 @@ fn note_sum(t: &Tensor, summed: &[bool; MAX_RANK], keepdims: bool, out: &Tensor)
             _ => sum(&t[0], &axes, keepdims),
         }
     });
+}
+
+/// The sum over `axes` (all where there are none) divided by the number of elements along them: the same bits as
+/// [`sum`] and a division, as one operation.
+///
+/// # Errors
+/// As [`sum`]; [`Error::DType`] for other than floats.
+pub fn mean(t: &Tensor, axes: &[isize], keepdims: bool) -> Result<Tensor> {
+    const OP: &str = "mean";
+    if !t.dtype().is_float() {
+        return Err(Error::DType {
+            op: OP,
+            found: vec![t.dtype()],
+            expected: "floats; cast with astype",
+        });
+    }
+    let mut out = {
+        let (_off, _paused) = (no_grad(), capture::pause());
+        sum(t, axes, keepdims)?
+    };
+    let count = t.numel() as f64 / (out.numel() as f64).max(1.0);
+    // An empty result has no elements to divide.
+    with_float!(OP, t.dtype(), E => {
+        for x in out.data_mut::<E>().unwrap_or_default() {
+            *x /= E::from_f64(count);
+        }
+    });
+    if capture::is_recording() {
+        let axes = axes.to_vec();
+        let mut words: Vec<u64> = axes.iter().map(|&a| a as u64).collect();
+        words.push(u64::from(keepdims));
+        capture::note(OP, &words, &[t], &out, || {
+            move |t: &[Tensor]| mean(&t[0], &axes, keepdims)
+        });
+    }
+    let full = t.layout().shape;
+    let mut with_ones = full;
+    if axes.is_empty() {
+        (0..full.len()).for_each(|axis| with_ones.set(axis, 1));
+    }
+    for &axis in axes {
+        with_ones.set(axis_index(OP, axis, t.rank())?, 1);
+    }
+    Ok(record(OP, out, &[t], move |flow| {
+        let grad = divide(&flow.grad, count)?;
+        let grad = reshape_to(&grad, &with_ones)?;
+        Ok(vec![Some(broadcast_to(&grad, &full)?)])
+    }))
 }
 
 /// Brings a gradient to a shape: sums over axes where the shape has size 1 or no axis, then repeats.
