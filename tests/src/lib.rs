@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod draw;
 pub mod lab;
+pub mod market;
 pub mod normalizer;
 
 use std::path::{Path, PathBuf};

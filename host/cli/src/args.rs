@@ -81,6 +81,9 @@ pub struct Run {
     /// The trust policy [default: trust.toml beside the registry and in ~/.config/espalier]
     #[arg(long, value_name = "FILE")]
     pub trust: Option<PathBuf>,
+    /// Refuse to run anything but what espalier.lock beside the run file says
+    #[arg(long)]
+    pub locked: bool,
 }
 
 /// See which plugins there are and what each may do.
@@ -150,8 +153,8 @@ pub struct Publish {
     /// The folder with its source, or a component file
     #[arg(value_name = "PATH", default_value = ".")]
     pub path: PathBuf,
-    /// The registry file, which is made if it is missing
-    #[arg(long, value_name = "FILE")]
+    /// The registry file, which is made if it is missing, or oci://HOST/FOLDER
+    #[arg(long, value_name = "FILE|OCI")]
     pub registry: String,
     /// Sign with this secret key [default: ~/.config/espalier/author.key if it is there]
     #[arg(long, value_name = "KEY")]

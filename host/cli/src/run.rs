@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use espalier_runtime::diagnostic::Diagnostic;
 use espalier_runtime::events::{Ending, Event, Observer};
+use espalier_runtime::lock;
 use espalier_runtime::registry::Registry;
 use espalier_runtime::run::{self, Pins, RunOptions};
 use espalier_runtime::runfile::{self, Overrides};
@@ -73,6 +74,8 @@ fn carry_out(
     };
     let pins = Pins {
         trust: args.trust.clone(),
+        lock: Some(lock::beside(&args.file)),
+        locked: args.locked,
     };
     let mut execute = || run::execute_pinned(&plan, &options, &pins, reporter);
     match &args.profile {

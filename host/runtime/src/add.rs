@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::component;
 use crate::diagnostic::{Diagnostic, nearest, one_of};
 use crate::fetch;
+use crate::oci::{self, Reference};
 use crate::registry::edit::Editor;
 use crate::registry::{self, Entry, FILE_NAME, Registry, Source};
 use crate::store::{self, Store};
@@ -56,6 +57,7 @@ pub fn add(request: &Request<'_>) -> Result<Added, Diagnostic> {
             let all = registry::of_stranger(&file)?;
             choose(&all, name, &wanted, request.from)?.clone()
         }
+        Origin::Oci(folder) => of_oci(&Reference::parse(&folder)?, name, &wanted, request)?,
         Origin::Component(file) => bare(&file, name, request)?,
     };
     let signed_entry = entry.key.is_some();
@@ -138,8 +140,8 @@ pub fn add(request: &Request<'_>) -> Result<Added, Diagnostic> {
     let replaced = replaced.map(|entry| entry.version.clone());
     let from = match &entry.source {
         Source::Fetched { from, .. } if fetch::is_address(from) => from.clone(),
-        Source::Fetched { from, .. } => from_project(Path::new(from), project),
-        Source::File { file, .. } => from_project(file, project),
+        Source::Fetched { from, .. } => registry::named_from(Path::new(from), project),
+        Source::File { file, .. } => registry::named_from(file, project),
         Source::Path(_) => String::new(),
     };
     entry.source = Source::Fetched {
@@ -191,10 +193,14 @@ fn name_and_version(text: &str) -> Result<(&str, VersionReq), Diagnostic> {
 enum Origin {
     Registry(String),
     Component(String),
+    Oci(String),
 }
 
 impl Origin {
     fn of(from: &str) -> Origin {
+        if from.starts_with(oci::SCHEME) {
+            return Origin::Oci(from.to_string());
+        }
         if from.ends_with(".wasm") {
             return Origin::Component(from.to_string());
         }
@@ -239,6 +245,43 @@ fn choose<'e>(
             ))
             .found(versions.join("\n"))
     })
+}
+
+/// The highest version in an OCI registry that is wanted and fits this interface.
+fn of_oci(
+    folder: &Reference,
+    name: &str,
+    wanted: &VersionReq,
+    request: &Request<'_>,
+) -> Result<Entry, Diagnostic> {
+    let plugin = folder.plugin(name);
+    let all = oci::versions(&plugin)?;
+    let (usual, early): (Vec<_>, Vec<_>) = all.iter().partition(|version| version.pre.is_empty());
+    for version in usual.into_iter().chain(early) {
+        if !wanted.matches(version) {
+            continue;
+        }
+        let place = plugin.version(&version.to_string());
+        match oci::entry(&place)? {
+            Some(entry) if component::compatible(&entry.interface) => return Ok(entry),
+            Some(_) => {}
+            None => return bare(&place.to_string(), name, request),
+        }
+    }
+    let versions: Vec<String> = all.iter().map(semver::Version::to_string).collect();
+    Err(Diagnostic::new(match all.is_empty() {
+        true => format!("unknown plugin `{name}`"),
+        false => format!("plugin `{name}` has no such version"),
+    })
+    .detail("registry", folder.to_string())
+    .expected(format!(
+        "{wanted} for interface {}",
+        component::track(component::INTERFACE)
+    ))
+    .found(match versions.is_empty() {
+        true => format!("no version at {plugin}"),
+        false => versions.join(", "),
+    }))
 }
 
 /// An entry for a component that stands in no registry: what it says of itself.
@@ -301,30 +344,6 @@ fn bare(file: &str, name: &str, request: &Request<'_>) -> Result<Entry, Diagnost
         own: true,
         pinned: false,
     })
-}
-
-/// How the project's registry names a file: from its own folder, so that a project can be moved with its neighbours.
-fn from_project(file: &Path, project: &Path) -> String {
-    let here = match project.as_os_str().is_empty() {
-        true => Path::new("."),
-        false => project,
-    };
-    let (Ok(file), Ok(here)) = (file.canonicalize(), here.canonicalize()) else {
-        return file.display().to_string();
-    };
-    let common = file
-        .components()
-        .zip(here.components())
-        .take_while(|(a, b)| a == b)
-        .count();
-    // Nothing but the root in common: the whole path says more.
-    if common < 2 {
-        return file.display().to_string();
-    }
-    let up = here.components().count() - common;
-    let mut path: PathBuf = std::iter::repeat_n("..", up).collect();
-    path.extend(file.components().skip(common));
-    path.display().to_string()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use ureq::http::Response;
 use ureq::{Agent, Body};
 
 use crate::diagnostic::Diagnostic;
+use crate::oci;
 use crate::store;
 
 /// The largest registry file, in bytes.
@@ -166,8 +167,8 @@ pub fn get(address: &str, most: u64) -> Result<Vec<u8>, Diagnostic> {
 /// Downloads a component; `size` is what its entry says, if it does.
 pub fn component(address: &str, size: Option<u64>) -> Result<Vec<u8>, Diagnostic> {
     let most = size.unwrap_or(store::LARGEST).min(store::LARGEST);
-    if address.starts_with("oci://") {
-        return Err(Diagnostic::new("OCI is not read yet").at(address));
+    if address.starts_with(oci::SCHEME) {
+        return oci::pull(address);
     }
     get(address, most)
 }

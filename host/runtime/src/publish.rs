@@ -9,6 +9,7 @@ use crate::component::{self, Inspection};
 use crate::conformance::{self, Setup};
 use crate::diagnostic::Diagnostic;
 use crate::events::Building;
+use crate::oci::{self, Reference};
 use crate::plugin_build;
 use crate::registry::edit::Editor;
 use crate::registry::{Entry, Source};
@@ -25,7 +26,7 @@ const PACKAGE_PREFIX: &str = "espalier-plugin-";
 pub struct Request<'a> {
     /// A folder with a cargo package, or a component file.
     pub path: &'a Path,
-    /// The registry file; made if it is missing.
+    /// The registry file, which is made if it is missing, or `oci://HOST/FOLDER`.
     pub registry: &'a Path,
     /// Signs the entry.
     pub key: Option<&'a SecretKey>,
@@ -44,8 +45,8 @@ pub struct Request<'a> {
 pub struct Published {
     /// The entry as it stands in the registry now.
     pub entry: Entry,
-    /// Where the component was put.
-    pub component: PathBuf,
+    /// Where the component was put: a file or an address.
+    pub component: String,
 }
 
 /// A component that is ready to be published: what it says of itself and what its package adds.
@@ -213,6 +214,9 @@ pub fn publish(
     building: &mut dyn FnMut(&Building),
 ) -> Result<Published, Diagnostic> {
     let registry = request.registry;
+    if oci::is_address(registry) {
+        return publish_oci(request, building);
+    }
     let Prepared {
         bytes, mut entry, ..
     } = prepare(request, building)?;
@@ -237,7 +241,42 @@ pub fn publish(
     }
     Ok(Published {
         entry,
-        component: file,
+        component: file.display().to_string(),
+    })
+}
+
+/// Publishes into a folder of an OCI registry: `oci://HOST/FOLDER/NAME:VERSION`. Two at once are kept apart by nobody
+/// but the registry, which has no lock to offer.
+fn publish_oci(
+    request: &Request<'_>,
+    building: &mut dyn FnMut(&Building),
+) -> Result<Published, Diagnostic> {
+    let folder = Reference::parse(&request.registry.display().to_string())?;
+    let Prepared {
+        bytes, mut entry, ..
+    } = prepare(request, building)?;
+    let plugin = folder.plugin(&entry.name);
+    if let Some(last) = oci::versions(&plugin)?.first() {
+        let last = last.to_string();
+        let before = oci::entry(&plugin.version(&last))?;
+        // One that another program pushed says nothing of its slot, but its version counts.
+        let before = before.unwrap_or(Entry {
+            version: last,
+            ..entry.clone()
+        });
+        may_follow(&entry, &[before], &plugin.to_string())?;
+    }
+    let version = plugin.version(&entry.version);
+    let loaded = component::load(&entry.name, &bytes)?;
+    oci::push(&version, &entry, &bytes, &loaded)?;
+    entry.registry = version.to_string();
+    entry.source = Source::Fetched {
+        from: version.to_string(),
+        sha256: loaded.sha256,
+    };
+    Ok(Published {
+        entry,
+        component: version.to_string(),
     })
 }
 

@@ -519,6 +519,30 @@ pub(crate) fn check_bytes(
     ))
 }
 
+/// A file as seen from a folder, so that a project can be moved with its neighbours.
+pub(crate) fn named_from(file: &Path, project: &Path) -> String {
+    let here = match project.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => project,
+    };
+    let (Ok(file), Ok(here)) = (file.canonicalize(), here.canonicalize()) else {
+        return file.display().to_string();
+    };
+    let common = file
+        .components()
+        .zip(here.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    // Nothing but the root in common: the whole path says more.
+    if common < 2 {
+        return file.display().to_string();
+    }
+    let up = here.components().count() - common;
+    let mut path: PathBuf = std::iter::repeat_n("..", up).collect();
+    path.extend(file.components().skip(common));
+    path.display().to_string()
+}
+
 /// The path from the current folder where the file is below it: what people want to read.
 fn shorter(file: &Path, here: &Path) -> PathBuf {
     file.strip_prefix(here)

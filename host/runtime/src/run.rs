@@ -45,6 +45,7 @@ use crate::host::guest::{bytes as bytes_text, shown};
 use crate::host::rollouts::{EVALUATION, Environment, Rollouts, Sequence, Tracked, unfit_tasks};
 use crate::host::session::{Called, Death, MOST_SAVED, Session};
 use crate::host::state::{ModelId, RunState, RunTag, SetId, Shared, inner_tag};
+use crate::lock::{self, LockFile};
 use crate::model::generate::Request;
 use crate::model::{FieldShape, Model};
 use crate::parameters::{Kind, ParameterSet};
@@ -76,6 +77,10 @@ const MAX_RESTARTS: u64 = 3;
 pub struct Pins {
     /// A trust policy instead of the usual ones.
     pub trust: Option<PathBuf>,
+    /// The lock file to prefer and to write.
+    pub lock: Option<PathBuf>,
+    /// True if nothing may differ from the lock.
+    pub locked: bool,
 }
 
 /// Resolves, checks and carries out a plan, with the usual policy of trust and no lock file.
@@ -102,16 +107,40 @@ pub fn execute_pinned(
     observer: &mut (dyn Observer + Send),
 ) -> Result<Ending, Diagnostic> {
     let building = profile::part(profile::Part::Build);
-    let registry = Registry::load_with(&run.registry, pins.trust.as_deref())?;
+    let mut registry = Registry::load_with(&run.registry, pins.trust.as_deref())?;
+    let before = match &pins.lock {
+        Some(file) => LockFile::load(file)?,
+        None => None,
+    };
+    registry.prefer(before.as_ref().map(LockFile::versions).unwrap_or_default());
     let resolved = registry.resolve_plan(&plan.plugins, &mut |b| {
         observer.event(&Event::Building(b.clone()))
     })?;
+    let now = match &pins.lock {
+        Some(file) => Some(lock::compare(
+            file,
+            before.as_ref(),
+            &resolved,
+            pins.locked,
+        )?),
+        None => None,
+    };
     drop(building);
     let loading = profile::part(profile::Part::Load);
     let mut parts = Vec::new();
     for (plugin, (entry, resolved)) in plan.plugins.iter().zip(resolved) {
         let loaded = component::load(&plugin.name, &resolved.bytes)?;
         parts.push(Part::new(plugin, &entry.version, loaded)?);
+    }
+    if let (Some(file), Some(now)) = (&pins.lock, now)
+        && Some(&now) != before.as_ref()
+        && let Err(error) = lock::write(file, &now)
+    {
+        // A folder of examples may belong to somebody else; the run is as good without.
+        observer.event(&Event::Warning {
+            text: error.what,
+            help: Some("without it a later run may resolve to other versions".into()),
+        });
     }
     let pool = threads::Pool::new(plan.threads)
         .map_err(|error| Diagnostic::new("the threads could not be started").because(&error))?;

@@ -58,8 +58,9 @@ impl Statement {
     }
 }
 
-/// The facts of a line on rows of their own, for an error that shows two.
+/// The facts of a line on rows of their own, for an error that shows two. The line may be a stranger's.
 fn rows(line: &str) -> String {
+    let line = &crate::host::guest::shown(line);
     let Some(rest) = line.strip_prefix("espalier-plugin-1 ") else {
         return line.to_string();
     };

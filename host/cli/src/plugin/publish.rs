@@ -37,10 +37,7 @@ pub fn publish(args: &args::Publish) -> Result<(), Diagnostic> {
         ["licence".into(), entry.licence.clone()],
         ["sha256".into(), entry.source.sha256().unwrap_or("").into()],
         ["size".into(), output::bytes(entry.size.unwrap_or(0))],
-        [
-            "component".into(),
-            published.component.display().to_string(),
-        ],
+        ["component".into(), published.component.clone()],
     ];
     rows.push(match &entry.key {
         Some(key) => ["signed by".into(), key.clone()],

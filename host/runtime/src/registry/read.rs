@@ -12,6 +12,7 @@ use crate::component;
 use crate::diagnostic::Diagnostic;
 use crate::document::{Document, Field, Origin, Reader, Value};
 use crate::fetch;
+use crate::host::guest::shown;
 use crate::plan::Slot;
 use crate::store::Store;
 use crate::trust::PublicKey;
@@ -380,7 +381,7 @@ fn entry(item: &Field<'_, '_>, base: &Path) -> Option<Entry> {
         fields
             .require(key, help)
             .and_then(|field| field.text())
-            .map(str::to_string)
+            .map(shown)
     };
     let name = fields
         .require("name", "add name = \"...\"")
@@ -427,7 +428,7 @@ fn entry(item: &Field<'_, '_>, base: &Path) -> Option<Entry> {
     let paper = fields
         .get("paper")
         .and_then(|field| field.text())
-        .map(str::to_string);
+        .map(shown);
     let source = fields.require("source", "add source = { path = \"plugins/NAME\" }");
     let source = source.and_then(|field| source_of(&field, base));
     let line = line_of(item.reader, fields.origin);
@@ -437,7 +438,7 @@ fn entry(item: &Field<'_, '_>, base: &Path) -> Option<Entry> {
     let toolchain = fields
         .get("toolchain")
         .and_then(|field| field.text())
-        .map(str::to_string);
+        .map(shown);
     let (key, signature) = (fields.get("key"), fields.get("signature"));
     if key.is_some() != signature.is_some() {
         let error = Diagnostic::new("a signed plugin has a key and a signature");
