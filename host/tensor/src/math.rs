@@ -34,6 +34,12 @@ pub(crate) trait Real:
     fn sqrt(self) -> Self;
     fn sin(self) -> Self;
     fn cos(self) -> Self;
+    /// Whether the next two may be asked: see [`crate::lanes::Real::easy_angle`].
+    fn is_easy_angle(self) -> bool;
+    /// The sine of an easy angle, the same bits.
+    fn sin_easy(self) -> Self;
+    /// The cosine of an easy angle, the same bits.
+    fn cos_easy(self) -> Self;
     fn acos(self) -> Self;
     fn tanh(self) -> Self;
     fn erf(self) -> Self;
@@ -125,7 +131,7 @@ impl Real for f64 {
     }
     #[inline(always)]
     fn exp_m1(self) -> f64 {
-        f64::exp_m1(self)
+        self.fast_exp_m1()
     }
     #[inline(always)]
     fn ln(self) -> f64 {
@@ -146,6 +152,18 @@ impl Real for f64 {
     #[inline(always)]
     fn cos(self) -> f64 {
         f64::cos(self)
+    }
+    #[inline(always)]
+    fn is_easy_angle(self) -> bool {
+        self.easy_angle()
+    }
+    #[inline(always)]
+    fn sin_easy(self) -> Self {
+        self.easy_sin()
+    }
+    #[inline(always)]
+    fn cos_easy(self) -> Self {
+        self.easy_cos()
     }
     #[inline(always)]
     fn acos(self) -> f64 {
@@ -171,7 +189,7 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn exp_m1(self) -> f32 {
-        f32::exp_m1(self)
+        self.fast_exp_m1()
     }
     #[inline(always)]
     fn ln(self) -> f32 {
@@ -187,11 +205,31 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn sin(self) -> f32 {
-        f32::sin(self)
+        if self.easy_angle() {
+            self.easy_sin()
+        } else {
+            f32::sin(self)
+        }
     }
     #[inline(always)]
     fn cos(self) -> f32 {
-        f32::cos(self)
+        if self.easy_angle() {
+            self.easy_cos()
+        } else {
+            f32::cos(self)
+        }
+    }
+    #[inline(always)]
+    fn is_easy_angle(self) -> bool {
+        self.easy_angle()
+    }
+    #[inline(always)]
+    fn sin_easy(self) -> Self {
+        self.easy_sin()
+    }
+    #[inline(always)]
+    fn cos_easy(self) -> Self {
+        self.easy_cos()
     }
     #[inline(always)]
     fn acos(self) -> f32 {

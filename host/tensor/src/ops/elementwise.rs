@@ -21,8 +21,23 @@ use crate::threads::{BLOCK, for_blocks};
 
 /// A function of one element.
 pub(crate) trait Map1<A, O>: Copy + Send + Sync + 'static {
+    /// Whether some elements are easier than others: loops then ask.
+    const PICKS: bool = false;
     fn f(self, a: A) -> O;
+    /// Whether [`f_easy`](Self::f_easy) may be asked for this element.
+    #[inline(always)]
+    fn is_easy(self, _: A) -> bool {
+        true
+    }
+    /// What `f` gives for an easy element, without a branch.
+    #[inline(always)]
+    fn f_easy(self, a: A) -> O {
+        self.f(a)
+    }
 }
+
+/// Elements that are asked together whether they are all easy.
+const GROUP: usize = 64;
 
 /// A function of two elements.
 pub(crate) trait Map2<A, O>: Copy + Send + Sync + 'static {
@@ -47,6 +62,20 @@ impl<A: Element, O: Element, M: Map1<A, O>> Kernel for Run1<'_, A, O, M> {
             map,
         } = self;
         match stride {
+            1 if M::PICKS => {
+                let a = &a[..out.len()];
+                for (out, a) in out.chunks_mut(GROUP).zip(a.chunks(GROUP)) {
+                    if a.iter().fold(true, |easy, a| easy & map.is_easy(*a)) {
+                        for (o, a) in out.iter_mut().zip(a) {
+                            *o = map.f_easy(*a);
+                        }
+                    } else {
+                        for (o, a) in out.iter_mut().zip(a) {
+                            *o = map.f(*a);
+                        }
+                    }
+                }
+            }
             1 => {
                 let a = &a[..out.len()];
                 for (o, a) in out.iter_mut().zip(a) {
@@ -885,8 +914,6 @@ maps! {
     Expm1<Real>(a) => a.exp_m1();
     Log<Real>(a) => a.ln();
     Sqrt<Real>(a) => a.sqrt();
-    Sin<Real>(a) => a.sin();
-    Cos<Real>(a) => a.cos();
     Acos<Real>(a) => a.acos();
     Tanh<Real>(a) => a.tanh();
     Sigmoid<Real>(a) => a.sigmoid();
@@ -894,6 +921,33 @@ maps! {
     Softplus<Real>(a) => a.larger(E::ZERO) + (-a.absolute()).exp().ln_1p();
     Erf<Real>(a) => a.erf();
     Gelu<Real>(a) => gelu_value(a);
+}
+
+/// Declares a function of angles: the easy ones take vector code.
+macro_rules! of_angles {
+    ($($name:ident => $any:ident, $easy:ident;)*) => {$(
+        #[derive(Clone, Copy)]
+        struct $name;
+        impl<E: Real> Map1<E, E> for $name {
+            const PICKS: bool = true;
+            #[inline(always)]
+            fn f(self, a: E) -> E {
+                a.$any()
+            }
+            #[inline(always)]
+            fn is_easy(self, a: E) -> bool {
+                a.is_easy_angle()
+            }
+            #[inline(always)]
+            fn f_easy(self, a: E) -> E {
+                a.$easy()
+            }
+        }
+    )*};
+}
+of_angles! {
+    Sin => sin, sin_easy;
+    Cos => cos, cos_easy;
 }
 
 // Fused gradients: `g` is the incoming gradient, `y` the output, `x` the input.
@@ -905,8 +959,6 @@ maps! {
     SqrtGrad<Real>(g, y) => g * (E::HALF / y);
     SoftplusGrad<Real>(g, x) => g * x.sigmoid();
     GeluGrad<Real>(g, x) => g * gelu_slope(x);
-    SinGrad<Real>(g, x) => g * x.cos();
-    CosGrad<Real>(g, x) => -(g * x.sin());
 }
 
 /// x Phi(x), Phi the standard normal distribution function.
@@ -1044,9 +1096,7 @@ pub fn sin(t: &Tensor) -> Result<Tensor> {
     let out = float1(OP, t, Sin)?;
     let x = t.clone();
     Ok(record(OP, out, &[t], move |flow| {
-        slope(OP, &flow.grad, &x, SinGrad, || {
-            multiply(&flow.grad, &cos(&x)?)
-        })
+        Ok(vec![Some(multiply(&flow.grad, &cos(&x)?)?)])
     }))
 }
 
@@ -1059,9 +1109,7 @@ pub fn cos(t: &Tensor) -> Result<Tensor> {
     let out = float1(OP, t, Cos)?;
     let x = t.clone();
     Ok(record(OP, out, &[t], move |flow| {
-        slope(OP, &flow.grad, &x, CosGrad, || {
-            negative(&multiply(&flow.grad, &sin(&x)?)?)
-        })
+        Ok(vec![Some(negative(&multiply(&flow.grad, &sin(&x)?)?)?)])
     }))
 }
 

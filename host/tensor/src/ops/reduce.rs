@@ -157,6 +157,10 @@ trait Summed: Number {
     fn widen(self) -> Self::Total;
     fn join(a: Self::Total, b: Self::Total) -> Self::Total;
     fn narrow(total: Self::Total) -> Self;
+    /// The sum of a contiguous run in the order of [`SumRun`].
+    fn sum_run(run: &[Self]) -> Self::Total {
+        simd::dispatch(SumRun(run))
+    }
 }
 impl Summed for f32 {
     type Total = f64;
@@ -171,6 +175,9 @@ impl Summed for f32 {
     #[inline(always)]
     fn narrow(total: f64) -> f32 {
         total as f32
+    }
+    fn sum_run(run: &[f32]) -> f64 {
+        simd::sum_wide(run).unwrap_or_else(|| simd::dispatch(SumRun(run)))
     }
 }
 impl Summed for f64 {
@@ -290,7 +297,7 @@ fn sum_run<E: Summed>(run: &[E]) -> E::Total {
         }
         total
     } else {
-        simd::dispatch(SumRun(run))
+        E::sum_run(run)
     }
 }
 
