@@ -2,7 +2,8 @@
 //! Espalier's side of benches/peers: answers `WORK COUNT` lines on stdin with the seconds of each repetition, as
 //! JSON.
 //!
-//! `espalier-peer component` calls the real trainers as components, one `step` a repetition. `espalier-peer native`
+//! `espalier-peer component` calls the real trainers as components, one `step` a repetition; `espalier-peer captured`
+//! the same with their steps captured. `espalier-peer native`
 //! does what those trainers do, in the same order, without WebAssembly. `espalier-peer machine` measures what the
 //! processor can do at all.
 
@@ -113,6 +114,14 @@ fn random_classes(seed: u64, shape: &[usize], of: usize) -> Tensor {
     Tensor::from_vec(values, shape).unwrap()
 }
 
+/// Options of a trainer, with its step captured if wanted.
+fn with_capture(with: &str, captured: bool) -> String {
+    match captured {
+        true => with.replace(" }", ", capture = true }"),
+        false => with.into(),
+    }
+}
+
 /// What a run of this network starts with.
 struct Prepared {
     plan: Plan,
@@ -134,8 +143,9 @@ fn plan(layers: &str, batch: usize, plugin: &str, with: &str) -> Plan {
     plan
 }
 
-fn prepare(network: &Network) -> Prepared {
-    let plan = plan(network.layers, network.batch, "backprop", network.trainer);
+fn prepare(network: &Network, captured: bool) -> Prepared {
+    let with = with_capture(network.trainer, captured);
+    let plan = plan(network.layers, network.batch, "backprop", &with);
     let count = BATCHES * network.batch;
     let mut shape = vec![count];
     shape.extend_from_slice(network.sample);
@@ -249,7 +259,7 @@ fn component_step(prepared: Prepared) -> Box<dyn FnMut()> {
 
 /// What the `backprop` component does in a step, without the component.
 fn native_step(network: &Network) -> Box<dyn FnMut()> {
-    let Prepared { plan, mut state } = prepare(network);
+    let Prepared { plan, mut state } = prepare(network, false);
     let adam = network.trainer == ADAM;
     let mut streams = Streams::new();
     let id = StreamId {
@@ -322,12 +332,12 @@ const TEN_MILLION: &str = r#"{ kind = "linear", features = 3125, bias = false }"
 const UNUSED: &str = r#"{ kind = "linear", features = 2 }"#;
 
 /// One operation, by a component that does nothing else.
-fn component_operation(work: &str) -> Box<dyn FnMut()> {
+fn component_operation(work: &str, captured: bool) -> Box<dyn FnMut()> {
     let (work, size) = match work.split_once('-') {
         Some(("matmul", size)) => ("matmul", size),
         _ => (work, "1"),
     };
-    let with = format!("{{ work = \"{work}\", size = {size} }}");
+    let with = with_capture(&format!("{{ work = \"{work}\", size = {size} }}"), captured);
     let (layers, width) = if work == "adam" {
         (TEN_MILLION, 3200)
     } else {
@@ -401,16 +411,17 @@ fn native_operation(work: &str) -> Box<dyn FnMut()> {
     }
 }
 
-fn step_of(work: &str, native: bool) -> Box<dyn FnMut()> {
+fn step_of(work: &str, kind: &str) -> Box<dyn FnMut()> {
+    let (native, captured) = (kind == "native", kind == "captured");
     match NETWORKS.iter().find(|network| network.name == work) {
         Some(network) if native => native_step(network),
-        Some(network) => component_step(prepare(network)),
+        Some(network) => component_step(prepare(network, captured)),
         None if native => native_operation(work),
-        None => component_operation(work),
+        None => component_operation(work, captured),
     }
 }
 
-fn answer(native: bool) {
+fn answer(kind: &str) {
     let mut ready: BTreeMap<String, Box<dyn FnMut()>> = BTreeMap::new();
     println!(
         "{{\"version\": \"Espalier {}\"}}",
@@ -419,7 +430,7 @@ fn answer(native: bool) {
     for line in std::io::stdin().lock().lines().map(Result::unwrap) {
         let (work, count) = line.split_once(' ').unwrap();
         let step = ready.entry(work.into()).or_insert_with(|| {
-            let mut step = step_of(work, native);
+            let mut step = step_of(work, kind);
             (0..5).for_each(|_| step());
             step
         });
@@ -546,9 +557,9 @@ fn main() {
     let kind = std::env::args().nth(1).unwrap_or_default();
     match kind.as_str() {
         "machine" => machine(),
-        "component" | "native" => threads::Pool::new(THREADS)
+        "component" | "captured" | "native" => threads::Pool::new(THREADS)
             .unwrap()
-            .install(|| answer(kind == "native")),
-        _ => eprintln!("usage: espalier-peer component|native|machine"),
+            .install(|| answer(&kind)),
+        _ => eprintln!("usage: espalier-peer component|captured|native|machine"),
     }
 }

@@ -137,7 +137,7 @@ def commands(venv, wanted, missing):
     say("building Espalier's side")
     run(["cargo", "build", "--release", "-q", "-p", "espalier-benches", "--bin", "espalier-peer"], cwd=ROOT)
     binary = str(target / "release" / "espalier-peer")
-    for name, kind in [("component", "component"), ("native", "native")]:
+    for name, kind in [("component", "component"), ("captured", "captured"), ("native", "native")]:
         found[name] = ([binary, kind], None)
     python_peers = {
         "torch": "torch_peer.py eager", "torch-fused": "torch_peer.py fused",

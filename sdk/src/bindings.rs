@@ -17,6 +17,7 @@ pub mod host {
             import espalier:plugin/random-tensors@0.1.0;
             import espalier:plugin/parameters@0.1.0;
             import espalier:plugin/optim@0.1.0;
+            import espalier:plugin/capture@0.1.0;
             import espalier:plugin/data@0.1.0;
             import espalier:plugin/data-publish@0.1.0;
             import espalier:plugin/model@0.1.0;

@@ -127,6 +127,10 @@ impl Batch {
 pub struct Stream(host::Stream);
 
 impl Stream {
+    pub(crate) fn raw(&self) -> &host::Stream {
+        &self.0
+    }
+
     /// Opens the stream over some fields of a split, `size` samples at a time.
     pub fn open(split: &str, fields: &[&str], size: u32, order: Sampling, key: &[u64]) -> Stream {
         let fields: Vec<String> = fields.iter().map(|f| f.to_string()).collect();

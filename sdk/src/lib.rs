@@ -16,6 +16,7 @@ pub mod bindings;
 
 pub mod autograd;
 pub mod blocks;
+pub mod capture;
 pub mod control;
 pub mod data;
 mod export;

@@ -24,6 +24,10 @@ impl ParameterSet {
         ParameterSet(raw)
     }
 
+    pub(crate) fn raw(&self) -> &host::ParameterSet {
+        &self.0
+    }
+
     /// The run's set.
     pub fn main() -> ParameterSet {
         ParameterSet(host::main())
@@ -175,6 +179,20 @@ impl Selection {
 
 fn raw(tensors: &[Tensor]) -> Vec<&crate::bindings::host::espalier::plugin::tensors::Tensor> {
     tensors.iter().map(Tensor::raw).collect()
+}
+
+impl PartialEq for SgdOptions {
+    fn eq(&self, other: &SgdOptions) -> bool {
+        let all = |o: &SgdOptions| (o.lr, o.momentum, o.weight_decay, o.nesterov);
+        all(self) == all(other)
+    }
+}
+
+impl PartialEq for AdamOptions {
+    fn eq(&self, other: &AdamOptions) -> bool {
+        let all = |o: &AdamOptions| (o.lr, o.beta1, o.beta2, o.eps, o.weight_decay);
+        all(self) == all(other)
+    }
 }
 
 impl Default for SgdOptions {

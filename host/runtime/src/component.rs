@@ -54,6 +54,7 @@ pub fn granted(slot: Slot) -> &'static [&'static str] {
             "random-tensors",
             "parameters",
             "optim",
+            "capture",
             "data",
             "data-publish",
             "model",
@@ -73,12 +74,13 @@ pub fn granted(slot: Slot) -> &'static [&'static str] {
 }
 
 /// Every interface that some slot is granted, or will be: those a listing can say "no" to.
-pub const CAPABILITIES: [&str; 10] = [
+pub const CAPABILITIES: [&str; 11] = [
     "tensors",
     "autograd",
     "random-tensors",
     "parameters",
     "optim",
+    "capture",
     "data",
     "data-publish",
     "model",

@@ -496,6 +496,33 @@ impl ParameterSet {
         Ok(&self.entries[self.find(name)?].value)
     }
 
+    /// As [`ParameterSet::value`], by place; without a leaf where there is none yet.
+    ///
+    /// # Errors
+    /// As [`ParameterSet::value`]; unknown where there are not so many.
+    pub fn value_at(&mut self, place: usize) -> Result<Tensor> {
+        let Some(entry) = self.entries.get(place) else {
+            return Err(Error::Unknown {
+                name: format!("number {place}"),
+                suggestion: None,
+                count: self.entries.len(),
+            });
+        };
+        match &entry.mask {
+            Some(mask) if mask.keep => {
+                let name = entry.name.clone();
+                self.value(&name)
+            }
+            _ => Ok(entry.value.clone()),
+        }
+    }
+
+    /// Name and stored value by place.
+    pub fn stored_at(&self, place: usize) -> Option<(&str, &Tensor)> {
+        let entry = self.entries.get(place)?;
+        Some((&entry.name, &entry.value))
+    }
+
     /// Replaces the stored value. The graph is cut; handles given out earlier keep the old value; a mask
     /// that does not keep is applied to the new one.
     ///

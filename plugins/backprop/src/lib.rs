@@ -4,6 +4,7 @@
 //! Ba 2015), AdamW (Loshchilov and Hutter 2019). Learning-rate factors in `espalier_sdk::schedule`; gradients
 //! may be clipped by their common norm (Pascanu et al. 2013).
 
+use espalier_sdk::capture::{Captured, Step};
 use espalier_sdk::data::{self, Batch, Stream};
 use espalier_sdk::options::Value;
 use espalier_sdk::parameters::{AdamOptions, Selection, SgdOptions, clip_grad_norm};
@@ -14,7 +15,7 @@ use espalier_sdk::{
 };
 
 /// How a gradient changes a parameter.
-#[derive(Choice, Clone, Copy)]
+#[derive(Choice, Clone, Copy, PartialEq)]
 enum Optimizer {
     Sgd,
     Adam,
@@ -65,16 +66,32 @@ struct Settings {
     /// Largest norm of all gradients together; 0 for no limit.
     #[option(default = 0, min = 0)]
     clip_grad_norm: f64,
+    /// Whether the host records the step and replays it, with the same results, faster. Where the step cannot be
+    /// recorded the log says why.
+    #[option(default = false)]
+    capture: bool,
+}
+
+/// What a step depends on beside its batch, the parameters and the learning rate.
+#[derive(Clone, PartialEq)]
+struct Plan {
+    loss: Loss,
+    optimizer: Optimizer,
+    sgd: SgdOptions,
+    adam: AdamOptions,
+    clip_grad_norm: f64,
+    names: Vec<String>,
 }
 
 struct Backprop {
     settings: Settings,
+    plan: Plan,
     steps: u64,
-    model: Model,
     stream: Stream,
+    model: Model,
     set: ParameterSet,
-    names: Vec<String>,
     weights: Selection,
+    captured: Option<Captured<Plan>>,
 }
 
 impl Trainer for Backprop {
@@ -114,26 +131,76 @@ impl Trainer for Backprop {
             return Err(Error::incompatible("the model has no trainable parameters"));
         }
         let stream = Stream::train(run.batch_size, &[0]);
+        let captured = settings
+            .capture
+            .then(|| Captured::over("backprop", &stream));
         Ok(Backprop {
-            settings,
-            steps: run.steps,
-            model: Model::main(),
-            stream,
             weights: set.select(&names),
             set,
-            names,
+            model: Model::main(),
+            plan: Plan {
+                loss: settings.loss,
+                optimizer: settings.optimizer,
+                sgd: SgdOptions {
+                    momentum: settings.momentum,
+                    weight_decay: settings.weight_decay,
+                    nesterov: settings.nesterov,
+                    ..SgdOptions::default()
+                },
+                adam: AdamOptions {
+                    beta1: settings.betas[0],
+                    beta2: settings.betas[1],
+                    eps: settings.eps,
+                    weight_decay: settings.weight_decay,
+                    ..AdamOptions::default()
+                },
+                clip_grad_norm: settings.clip_grad_norm,
+                names,
+            },
+            settings,
+            steps: run.steps,
+            stream,
+            captured,
         })
     }
 
     fn step(&mut self, at: &StepInfo) -> StepReport {
+        let Settings {
+            schedule,
+            warmup_steps,
+            ..
+        } = self.settings;
+        let lr = self.settings.lr * schedule.factor(at.step, self.steps, warmup_steps);
+        if let Some(captured) = &mut self.captured {
+            let done = captured.step(&self.plan, &[lr], Plan::captured_step);
+            return StepReport::new(done.values[0], done.count);
+        }
         let batch = self.stream.next_endless();
-        let loss = self.losses(&batch, Mode::Train).mean(&[]);
-        self.update(&loss, at.step);
+        let plan = &self.plan;
+        let loss = plan.losses(&self.model, &batch, Mode::Train).mean(&[]);
+        let (sgd, adam) = (
+            SgdOptions { lr, ..plan.sgd },
+            AdamOptions { lr, ..plan.adam },
+        );
+        if plan.clip_grad_norm > 0.0 {
+            let grads = clip_grad_norm(&self.weights.gradients(&loss), plan.clip_grad_norm).0;
+            match plan.optimizer {
+                Optimizer::Sgd => self.set.sgd(&plan.names, &grads, sgd),
+                Optimizer::Adam => self.set.adam(&plan.names, &grads, adam),
+                Optimizer::Adamw => self.set.adamw(&plan.names, &grads, adam),
+            }
+        } else {
+            match plan.optimizer {
+                Optimizer::Sgd => self.weights.minimize_sgd(&loss, sgd),
+                Optimizer::Adam => self.weights.minimize_adam(&loss, adam),
+                Optimizer::Adamw => self.weights.minimize_adamw(&loss, adam),
+            }
+        }
         StepReport::new(loss.item(), batch.count())
     }
 
     fn objective(&self, batch: &Batch) -> Tensor {
-        self.losses(batch, Mode::TrainFrozenStats)
+        self.plan.losses(&self.model, batch, Mode::TrainFrozenStats)
     }
 
     fn predict(&self, batch: &Batch) -> Prediction {
@@ -157,10 +224,10 @@ impl Trainer for Backprop {
     }
 }
 
-impl Backprop {
-    fn losses(&self, batch: &Batch, mode: Mode) -> Tensor {
-        let output = self.model.forward(batch.fields(), mode);
-        match self.settings.loss {
+impl Plan {
+    fn losses(&self, model: &Model, batch: &Batch, mode: Mode) -> Tensor {
+        let output = model.forward(batch.fields(), mode);
+        match self.loss {
             Loss::Mse => output
                 .mse(&batch.targets().reshape_as(&output))
                 .per_sample(),
@@ -168,46 +235,21 @@ impl Backprop {
         }
     }
 
-    fn update(&self, loss: &Tensor, step: u64) {
-        let Settings {
-            clip_grad_norm: limit,
-            momentum,
-            nesterov,
-            eps,
-            weight_decay,
-            ..
-        } = self.settings;
-        let lr = self.settings.lr
-            * self
-                .settings
-                .schedule
-                .factor(step, self.steps, self.settings.warmup_steps);
-        let adam = AdamOptions {
-            lr,
-            beta1: self.settings.betas[0],
-            beta2: self.settings.betas[1],
-            eps,
-            weight_decay,
-        };
-        let sgd = SgdOptions {
-            lr,
-            momentum,
-            weight_decay,
-            nesterov,
-        };
-        if limit > 0.0 {
-            let grads = clip_grad_norm(&self.weights.gradients(loss), limit).0;
-            return match self.settings.optimizer {
-                Optimizer::Sgd => self.set.sgd(&self.names, &grads, sgd),
-                Optimizer::Adam => self.set.adam(&self.names, &grads, adam),
-                Optimizer::Adamw => self.set.adamw(&self.names, &grads, adam),
-            };
+    /// The step as the host records it; number 0 is the learning rate.
+    fn captured_step(&self, step: &Step) -> Vec<Tensor> {
+        let set = ParameterSet::main();
+        let losses = self.losses(&Model::main(), step.batch(), Mode::Train);
+        let loss = losses.mean(&[]);
+        let mut grads = set.grad(&loss, &self.names);
+        if self.clip_grad_norm > 0.0 {
+            grads = clip_grad_norm(&grads, self.clip_grad_norm).0;
         }
-        match self.settings.optimizer {
-            Optimizer::Sgd => self.weights.minimize_sgd(loss, sgd),
-            Optimizer::Adam => self.weights.minimize_adam(loss, adam),
-            Optimizer::Adamw => self.weights.minimize_adamw(loss, adam),
+        match self.optimizer {
+            Optimizer::Sgd => step.sgd(&set, &self.names, &grads, self.sgd, 0),
+            Optimizer::Adam => step.adam(&set, &self.names, &grads, self.adam, 0),
+            Optimizer::Adamw => step.adamw(&set, &self.names, &grads, self.adam, 0),
         }
+        vec![loss]
     }
 }
 

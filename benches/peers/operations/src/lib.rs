@@ -1,5 +1,6 @@
 //! A trainer that does one operation a step, on tensors made before the first: benches/peers times the step.
 
+use espalier_sdk::capture::Captured;
 use espalier_sdk::parameters::AdamOptions;
 use espalier_sdk::{
     Batch, Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo,
@@ -27,12 +28,16 @@ struct Settings {
     /// Rows and columns of the factors of a matrix product.
     #[option(default = 512, min = 1)]
     size: u64,
+    /// Whether the operation is captured (tanh only).
+    #[option(default = false)]
+    capture: bool,
 }
 
 struct Operations {
     work: Work,
     operands: Vec<Tensor>,
     names: Vec<String>,
+    captured: Option<Captured<()>>,
 }
 
 impl Trainer for Operations {
@@ -62,11 +67,19 @@ impl Trainer for Operations {
             work: settings.work,
             operands,
             names,
+            captured: settings.capture.then(|| Captured::new("operation")),
         })
     }
 
     fn step(&mut self, _at: &StepInfo) -> StepReport {
         let t = &self.operands;
+        if let (Work::Tanh, Some(captured)) = (self.work, &mut self.captured) {
+            captured.map(&(), &[&t[0], &t[1], &t[2]], &[], |(), step| {
+                let [a, b, c] = [0, 1, 2].map(|place| step.input(place));
+                vec![(&(a * b) + c).tanh()]
+            });
+            return StepReport::new(0.0, 1);
+        }
         match self.work {
             Work::Matmul => drop(t[0].matmul(&t[1])),
             Work::Tanh => drop((&(&t[0] * &t[1]) + &t[2]).tanh()),

@@ -11,6 +11,7 @@ pub mod rep {
     pub enum Selection {}
     pub enum Stream {}
     pub enum Model {}
+    pub enum Captured {}
 }
 
 /// The world with every import; its exports are the trainer's.
@@ -26,6 +27,7 @@ pub mod trainer {
             "espalier:plugin/parameters.selection": super::rep::Selection,
             "espalier:plugin/data.stream": super::rep::Stream,
             "espalier:plugin/model.model": super::rep::Model,
+            "espalier:plugin/capture.captured": super::rep::Captured,
         },
     });
 }

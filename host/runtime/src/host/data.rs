@@ -138,6 +138,7 @@ impl Host for Guest {
     }
 
     fn next(&mut self, s: Stream) -> Result<Option<Batch>> {
+        self.uncapturable("it asks for a batch; open it over the stream");
         self.in_time()?;
         let id = self.stream(&s)?;
         let batch = {
@@ -158,6 +159,7 @@ impl Host for Guest {
 
 impl data_publish::Host for Guest {
     fn add_split(&mut self, name: String, fields: Vec<Named>) -> Result<()> {
+        self.uncapturable("it adds a split");
         named("add-split", &name)?;
         if fields.len() > MAX_FIELDS {
             return misuse(format!(
@@ -179,6 +181,7 @@ impl data_publish::Host for Guest {
 
 impl log::Host for Guest {
     fn message(&mut self, level: log::Level, text: String) -> Result<()> {
+        self.uncapturable("it writes to the log");
         let level = match level {
             log::Level::Debug => Level::Debug,
             log::Level::Info => Level::Info,
@@ -192,6 +195,7 @@ impl log::Host for Guest {
     }
 
     fn metric(&mut self, name: String, value: f64) -> Result<()> {
+        self.uncapturable("it reports a metric");
         self.charge_log(name.len())?;
         named("metric", &name)?;
         let step = self.shared.run.borrow().steps_done;

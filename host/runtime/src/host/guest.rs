@@ -13,6 +13,7 @@ use espalier_tensor::account::Account;
 use wasmtime::component::Resource;
 
 use super::bindings::rep;
+use super::capture::{Captured, Performing};
 use super::state::{ModelId, SetId, Shared};
 use crate::data::StreamId;
 use crate::events::{Event, Level};
@@ -151,7 +152,7 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.len() - self.free.len()
     }
 
@@ -172,7 +173,14 @@ impl<T> Slab<T> {
         }
     }
 
-    fn remove(&mut self, index: u32) -> wasmtime::Result<T> {
+    pub(super) fn get_mut(&mut self, index: u32) -> wasmtime::Result<&mut T> {
+        match self.entries.get_mut(index as usize) {
+            Some(Some(value)) => Ok(value),
+            _ => misuse("a handle names nothing (an error of the host, please report it)"),
+        }
+    }
+
+    pub(super) fn remove(&mut self, index: u32) -> wasmtime::Result<T> {
         match self.entries.get_mut(index as usize).and_then(Option::take) {
             Some(value) => {
                 self.free.push(index);
@@ -249,6 +257,9 @@ pub struct Guest {
     pub(super) selections: Slab<Rc<Selection>>,
     pub(super) models: Slab<Rc<ModelId>>,
     pub(super) streams: Slab<Rc<StreamId>>,
+    pub(super) captures: Slab<Captured>,
+    /// A captured step that the plugin is doing itself.
+    pub(super) performing: Option<Performing>,
 }
 
 impl Guest {
@@ -287,6 +298,8 @@ impl Guest {
             selections: Slab::default(),
             models: Slab::default(),
             streams: Slab::default(),
+            captures: Slab::default(),
+            performing: None,
         }
     }
 
@@ -297,6 +310,7 @@ impl Guest {
             + self.selections.len()
             + self.models.len()
             + self.streams.len()
+            + self.captures.len()
             + self.no_grad as usize
     }
 
@@ -378,6 +392,14 @@ impl Guest {
 
     pub(super) fn drop_model(&mut self, r: Resource<rep::Model>) -> wasmtime::Result<()> {
         self.models.remove(r.rep()).map(drop)
+    }
+
+    pub(super) fn put_captured(
+        &mut self,
+        captured: Captured,
+    ) -> wasmtime::Result<Resource<rep::Captured>> {
+        self.room()?;
+        Ok(Resource::new_own(self.captures.push(captured)))
     }
 
     pub(super) fn put_stream(&mut self, id: StreamId) -> wasmtime::Result<Resource<rep::Stream>> {

@@ -4,6 +4,7 @@
 //! the interfaces; `wasi` answers what every component imports; `session` makes the calls; `state` is what all
 //! plugins of a run share. No arithmetic here, and no policy about what follows a failure.
 pub mod bindings;
+pub mod capture;
 mod data;
 pub mod guest;
 mod model;

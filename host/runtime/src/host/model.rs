@@ -189,6 +189,7 @@ impl Host for Guest {
         want: Vec<String>,
     ) -> Result<ForwardResult> {
         let id = self.model(&m)?;
+        self.declare(&id.set());
         let inputs = self.lent(inputs)?;
         let overrides = self.lent(overrides)?.into_iter().collect();
         let mode = match mode {
@@ -305,6 +306,7 @@ impl Host for Guest {
 
 impl model_adopt::Host for Guest {
     fn adopt(&mut self, m: ModelHandle) -> Result<()> {
+        self.uncapturable("it replaces the run's model");
         let id = self.model(&m)?;
         self.counters.acted = true;
         let run = &mut *self.shared.run.borrow_mut();

@@ -1,7 +1,7 @@
 //! Interfaces `parameters` and `optim`.
 
 use espalier_tensor::optim::{Adam, Sgd};
-use espalier_tensor::{Tensor, autograd};
+use espalier_tensor::{Tensor, autograd, capture};
 use wasmtime::Result;
 use wasmtime::component::Resource;
 
@@ -10,6 +10,7 @@ use super::bindings::trainer::espalier::plugin::optim::{self, AdamOptions, SgdOp
 use super::bindings::trainer::espalier::plugin::parameters::{
     Host, HostParameterSet, HostSelection, Kind, ParameterInfo,
 };
+use super::capture::How;
 use super::guest::{Guest, Selection, misuse, named, told};
 use super::state::{SetId, inner_tag, is_inner_tag};
 use super::tensors::{wit_dtype, wit_shape};
@@ -44,18 +45,40 @@ impl Guest {
         grads.iter().map(|g| self.tensor(g).cloned()).collect()
     }
 
-    fn adam_like(
+    /// One step of Adam or AdamW; `rate` is the number of a captured step that is its learning rate.
+    pub(super) fn adam_like(
         &mut self,
         set: Set,
         names: Vec<String>,
         grads: Vec<Handle>,
         o: AdamOptions,
         decoupled: bool,
+        rate: Option<usize>,
     ) -> Result<()> {
         self.in_time()?;
         let grads = self.grads(&grads)?;
         let how = adam(o, decoupled);
+        self.updating(&*self.set(&set)?, &names, &grads, How::Adam(how), rate);
+        let _paused = capture::pause();
         self.on_set(&set, |s| s.adam(&names, &grads, &how))?;
+        self.acted(&set)
+    }
+
+    /// One step of SGD; `rate` as in [`adam_like`](Guest::adam_like).
+    pub(super) fn sgd_step(
+        &mut self,
+        set: Set,
+        names: Vec<String>,
+        grads: Vec<Handle>,
+        o: SgdOptions,
+        rate: Option<usize>,
+    ) -> Result<()> {
+        self.in_time()?;
+        let grads = self.grads(&grads)?;
+        let how = sgd(o);
+        self.updating(&*self.set(&set)?, &names, &grads, How::Sgd(how), rate);
+        let _paused = capture::pause();
+        self.on_set(&set, |s| s.sgd(&names, &grads, &how))?;
         self.acted(&set)
     }
 
@@ -74,15 +97,16 @@ impl Guest {
     }
 
     /// Gradients of a loss and an update with them.
-    fn minimize(
-        &mut self,
-        s: &Resource<rep::Selection>,
-        loss: &Handle,
-        update: impl FnOnce(&mut ParameterSet, &[String], &[Tensor]) -> store::Result<()>,
-    ) -> Result<()> {
+    fn minimize(&mut self, s: &Resource<rep::Selection>, loss: &Handle, how: How) -> Result<()> {
         let selection = self.selection(s)?;
+        self.declare(&selection.set);
         let grads = self.loss_gradients(&selection, loss)?;
-        self.on_id(&selection.set, |s| update(s, &selection.names, &grads))?;
+        self.updating(&selection.set, &selection.names, &grads, how, None);
+        let _paused = capture::pause();
+        self.on_id(&selection.set, |s| match how {
+            How::Sgd(how) => s.sgd(&selection.names, &grads, &how),
+            How::Adam(how) => s.adam(&selection.names, &grads, &how),
+        })?;
         if *selection.set == SetId::Main {
             self.counters.acted = true;
         }
@@ -179,6 +203,7 @@ impl Host for Guest {
         init: Handle,
         trainable: bool,
     ) -> Result<()> {
+        self.uncapturable("it creates a parameter");
         let id = self.set(&set)?;
         if !matches!(*id, SetId::Own { .. }) {
             return misuse(format!(
@@ -219,17 +244,21 @@ impl Host for Guest {
     }
 
     fn value(&mut self, set: Set, name: String) -> Result<Handle> {
+        let id = self.set(&set)?;
+        self.declare(&id);
         let y = self.on_set(&set, |s| s.value(&name))?;
         self.put(Ok(y))
     }
 
     fn assign(&mut self, set: Set, name: String, value: Handle) -> Result<()> {
+        self.uncapturable("it assigns to a parameter");
         let value = self.tensor(&value)?.clone();
         self.on_set(&set, |s| s.assign(&name, &value))?;
         self.acted(&set)
     }
 
     fn set_mask(&mut self, set: Set, name: String, mask: Option<Handle>, keep: bool) -> Result<()> {
+        self.uncapturable("it changes a mask");
         let mask = mask.map(|m| self.tensor(&m).cloned()).transpose()?;
         if *self.set(&set)? == SetId::Main {
             let run = &mut *self.shared.run.borrow_mut();
@@ -249,6 +278,7 @@ impl Host for Guest {
     }
 
     fn mask(&mut self, set: Set, name: String) -> Result<Option<Handle>> {
+        self.uncapturable("it reads a mask");
         match self.on_set(&set, |s| s.mask(&name))? {
             Some(mask) => self.put(Ok(mask)).map(Some),
             None => Ok(None),
@@ -256,6 +286,7 @@ impl Host for Guest {
     }
 
     fn snapshot(&mut self, set: Set, tag: String) -> Result<()> {
+        self.uncapturable("it takes a snapshot");
         const MOST: usize = 64;
         named("snapshot", &tag)?;
         let id = self.set(&set)?;
@@ -298,16 +329,21 @@ impl Host for Guest {
     }
 
     fn values(&mut self, s: Resource<rep::Selection>) -> Result<Vec<Handle>> {
-        let values = self.selected_values(&*self.selection(&s)?)?;
+        let selection = self.selection(&s)?;
+        self.declare(&selection.set);
+        let values = self.selected_values(&selection)?;
         values.into_iter().map(|y| self.put(Ok(y))).collect()
     }
 
     fn gradients(&mut self, s: Resource<rep::Selection>, loss: Handle) -> Result<Vec<Handle>> {
-        let grads = self.loss_gradients(&*self.selection(&s)?, &loss)?;
+        let selection = self.selection(&s)?;
+        self.declare(&selection.set);
+        let grads = self.loss_gradients(&selection, &loss)?;
         grads.into_iter().map(|g| self.put(Ok(g))).collect()
     }
 
     fn rollback(&mut self, set: Set, tag: String) -> Result<()> {
+        self.uncapturable("it goes back to a snapshot");
         self.on_set(&set, |s| s.rollback(&tag))?;
         self.acted(&set)
     }
@@ -319,13 +355,9 @@ impl optim::Host for Guest {
         set: Set,
         names: Vec<String>,
         grads: Vec<Handle>,
-        o: SgdOptions,
+        options: SgdOptions,
     ) -> Result<()> {
-        self.in_time()?;
-        let grads = self.grads(&grads)?;
-        let how = sgd(o);
-        self.on_set(&set, |s| s.sgd(&names, &grads, &how))?;
-        self.acted(&set)
+        self.sgd_step(set, names, grads, options, None)
     }
 
     fn adam(
@@ -335,7 +367,7 @@ impl optim::Host for Guest {
         grads: Vec<Handle>,
         options: AdamOptions,
     ) -> Result<()> {
-        self.adam_like(set, names, grads, options, false)
+        self.adam_like(set, names, grads, options, false, None)
     }
 
     fn adamw(
@@ -345,7 +377,7 @@ impl optim::Host for Guest {
         grads: Vec<Handle>,
         options: AdamOptions,
     ) -> Result<()> {
-        self.adam_like(set, names, grads, options, true)
+        self.adam_like(set, names, grads, options, true, None)
     }
 
     fn minimize_sgd(
@@ -354,7 +386,7 @@ impl optim::Host for Guest {
         loss: Handle,
         o: SgdOptions,
     ) -> Result<()> {
-        self.minimize(&s, &loss, |s, names, grads| s.sgd(names, grads, &sgd(o)))
+        self.minimize(&s, &loss, How::Sgd(sgd(o)))
     }
 
     fn minimize_adam(
@@ -363,9 +395,7 @@ impl optim::Host for Guest {
         loss: Handle,
         o: AdamOptions,
     ) -> Result<()> {
-        self.minimize(&s, &loss, |s, names, grads| {
-            s.adam(names, grads, &adam(o, false))
-        })
+        self.minimize(&s, &loss, How::Adam(adam(o, false)))
     }
 
     fn minimize_adamw(
@@ -374,12 +404,11 @@ impl optim::Host for Guest {
         loss: Handle,
         o: AdamOptions,
     ) -> Result<()> {
-        self.minimize(&s, &loss, |s, names, grads| {
-            s.adam(names, grads, &adam(o, true))
-        })
+        self.minimize(&s, &loss, How::Adam(adam(o, true)))
     }
 
     fn reset_state(&mut self, set: Set, names: Vec<String>) -> Result<()> {
+        self.uncapturable("it resets an optimiser's state");
         self.on_set(&set, |s| s.reset_state(&names))
     }
 }

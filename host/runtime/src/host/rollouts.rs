@@ -429,6 +429,7 @@ impl Host for Guest {
     }
 
     fn prompts(&mut self, n: u32) -> Result<Vec<Prompt>> {
+        self.uncapturable("it asks for prompts");
         self.in_time()?;
         let (_, count) = self.tasks("prompts")?;
         let n = u64::from(n).min(count) as usize;
@@ -466,6 +467,7 @@ impl Host for Guest {
         m: Resource<rep::Model>,
         requests: Vec<SampleRequest>,
     ) -> Result<Vec<Sample>> {
+        self.uncapturable("it generates");
         let (spec, count) = self.tasks("generate")?;
         if let Some(wrong) = requests.iter().find(|request| request.prompt >= count) {
             return misuse(format!(
@@ -544,6 +546,7 @@ impl Host for Guest {
         samples: Vec<u64>,
         entropy: bool,
     ) -> Result<Scored> {
+        self.uncapturable("it scores samples");
         let (spec, _) = self.tasks("score")?;
         let id = self.model(&m)?;
         let (logprobs, mask, entropy) = {
@@ -568,6 +571,7 @@ impl Host for Guest {
     }
 
     fn verify(&mut self, samples: Vec<u64>) -> Result<Vec<Verdict>> {
+        self.uncapturable("it asks for verdicts");
         self.in_time()?;
         let (spec, _) = self.tasks("verify")?;
         let mut responses = Vec::with_capacity(samples.len());
@@ -594,6 +598,7 @@ impl Host for Guest {
     }
 
     fn advantages(&mut self, samples: Vec<Grouped>) -> Result<Vec<Advantage>> {
+        self.uncapturable("it asks for advantages");
         self.in_time()?;
         self.tasks("advantages")?;
         let mut batch = Vec::with_capacity(samples.len());
@@ -672,6 +677,7 @@ impl Host for Guest {
     }
 
     fn reset(&mut self, n: u32, key: Vec<u64>) -> Result<Vec<f64>> {
+        self.uncapturable("it acts in a world");
         self.in_time()?;
         let spec = self.world("reset")?;
         if n == 0 || n > MOST_INSTANCES {
@@ -687,6 +693,7 @@ impl Host for Guest {
     }
 
     fn step(&mut self, actions: Vec<f64>) -> Result<Transition> {
+        self.uncapturable("it acts in a world");
         self.in_time()?;
         let spec = self.world("step")?;
         let n = self.shared.run.borrow().rollouts.instances as usize;

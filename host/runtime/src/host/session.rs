@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use espalier_tensor::{Tensor, account::Account, autograd};
+use espalier_tensor::{Tensor, account::Account, autograd, capture};
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Store, Trap, WasmBacktrace};
 
@@ -189,7 +189,14 @@ impl Session {
         guest.memory.refused = None;
         autograd::set_grad_enabled(guest.grad_allowed && guest.no_grad == 0);
         let scope = guest.account.enter();
+        let recording = capture::is_recording();
+        // Another plugin's step is being recorded: what this one does is its own affair.
+        capture::refuse("it calls another plugin");
         let result = f(&mut self.store, &self.exports);
+        if !recording && capture::is_recording() {
+            capture::abandon();
+        }
+        self.store.data_mut().performing = None;
         drop(scope);
         autograd::set_grad_enabled(caller_mode);
         let guest = self.store.data_mut();

@@ -127,10 +127,12 @@ impl Host for Guest {
     }
 
     fn item(&mut self, t: Handle) -> Result<f64> {
+        self.uncapturable("it reads a number back with `item`");
         Ok(self.tensor(&t)?.item()?)
     }
 
     fn to_list(&mut self, t: Handle) -> Result<Vec<f64>> {
+        self.uncapturable("it reads numbers back with `to-list`");
         self.in_time()?;
         let t = self.tensor(&t)?;
         let n = t.numel() as u64 * 8;
@@ -464,6 +466,7 @@ impl wit_autograd::Host for Guest {
 impl Guest {
     /// Output depends on the run's seed, the plugin's name and the key alone.
     fn key(&self, key: &[u64]) -> Result<random::Key> {
+        self.uncapturable("it draws random numbers");
         if key.len() > 64 {
             return misuse(format!("a random key of {} numbers: at most 64", key.len()));
         }

@@ -2,6 +2,7 @@
 //! worked out.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::chain::{Argument, Chain, Link};
 use super::record::{Instruction, Key, Operand, Origin, Recorder, Side};
@@ -42,6 +43,8 @@ struct Planned {
 enum PlannedWork {
     Call(super::Call),
     Chain(Draft),
+    Linear([usize; 2]),
+    Product([usize; 3]),
     /// Became part of a later chain.
     Gone,
 }
@@ -58,6 +61,7 @@ pub(super) fn compile(mut recorder: Recorder, outputs: &[&Tensor]) -> Result<Pro
         sources,
         ..
     } = recorder;
+    let fingerprint = fingerprint(&values, &instructions, &effects, &outputs);
     let (instructions, renamed) = without_repeats(instructions, values.len());
     let rename = |o: &mut Operand| o.value = renamed[o.value as usize];
     let mut outputs = outputs;
@@ -116,6 +120,9 @@ pub(super) fn compile(mut recorder: Recorder, outputs: &[&Tensor]) -> Result<Pro
             work: PlannedWork::Call(call),
             part,
         };
+        if f32s && let Some(work) = direct(next.op, &next.inputs, numel(next.outputs[0])) {
+            next.work = work;
+        }
         if let Some(map) = map
             && let Some(kernel) = map.kernel
             && f32s
@@ -169,7 +176,61 @@ pub(super) fn compile(mut recorder: Recorder, outputs: &[&Tensor]) -> Result<Pro
         planned.push(next);
     }
     planned.retain(|p| !matches!(p.work, PlannedWork::Gone));
-    Ok(program(planned, values, effects, outputs, &sources, &kept))
+    let mut program = program(planned, values, effects, outputs, &sources, &kept);
+    program.fingerprint = fingerprint;
+    Ok(program)
+}
+
+/// Products that are worth calling without making tensors of their operands.
+fn direct(op: &str, inputs: &[Operand], results: usize) -> Option<PlannedWork> {
+    let (a, b) = (inputs.first()?.layout, inputs.get(1)?.layout);
+    if results == 0 || a.numel() == 0 {
+        return None;
+    }
+    match (op, &a.shape[..], &b.shape[..]) {
+        ("linear", [.., inner], [outputs, _]) if inputs.iter().all(|o| o.layout.is_dense()) => {
+            Some(PlannedWork::Linear([*inner, *outputs]))
+        }
+        ("matmul", [m, k], [_, n]) => Some(PlannedWork::Product([*m, *k, *n])),
+        _ => None,
+    }
+}
+
+/// A number for all that a program computes, constants included.
+fn fingerprint(
+    values: &[super::record::Value],
+    instructions: &[Instruction],
+    effects: &[Vec<Operand>],
+    outputs: &[Operand],
+) -> u64 {
+    let mut hash = DefaultHasher::new();
+    for value in values {
+        value.like.shape.to_vec().hash(&mut hash);
+        (value.dtype as u8).hash(&mut hash);
+        match &value.origin {
+            Origin::Made => 0u8.hash(&mut hash),
+            Origin::Source(number, part) => (1u8, number, part).hash(&mut hash),
+            Origin::Constant(t) => {
+                let words = t.to_list().unwrap_or_default();
+                words.iter().for_each(|x| x.to_bits().hash(&mut hash));
+            }
+        }
+    }
+    let operands = |all: &[Operand], hash: &mut DefaultHasher| {
+        all.len().hash(hash);
+        all.iter().for_each(|o| OperandKey::of(o).hash(hash));
+    };
+    for instruction in instructions {
+        let mut key = instruction.key.clone();
+        if let Some(map) = &instruction.map {
+            key.sides(&map.sides);
+        }
+        (key, &instruction.outputs, instruction.part).hash(&mut hash);
+        operands(&instruction.inputs, &mut hash);
+    }
+    effects.iter().for_each(|all| operands(all, &mut hash));
+    operands(outputs, &mut hash);
+    hash.finish()
 }
 
 /// Instructions that compute what an earlier one has computed are dropped, and their results renamed.
@@ -354,6 +415,8 @@ fn program(
         let work = match step.work {
             PlannedWork::Call(call) => Work::Call(call),
             PlannedWork::Chain(draft) => Work::Chain(draft.finish()),
+            PlannedWork::Linear(sizes) => Work::Linear(sizes),
+            PlannedWork::Product(sizes) => Work::Product(sizes),
             PlannedWork::Gone => continue,
         };
         steps.push(Step {

@@ -7,6 +7,7 @@ use crate::autograd::no_grad;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
+use crate::ops::matmul::{strided_product, times_transposed};
 use crate::tensor::Tensor;
 
 /// A recorded step. See the module's head for what it promises.
@@ -28,12 +29,17 @@ pub struct Program {
     outputs: Vec<Operand>,
     inputs: Vec<Tensor>,
     results: Vec<Tensor>,
+    pub(super) fingerprint: u64,
 }
 
 /// What an instruction does.
 pub(super) enum Work {
     Call(Call),
     Chain(Chain),
+    /// x w^T and a bias where there is a third operand, all dense: [inputs, outputs].
+    Linear([usize; 2]),
+    /// One product of two matrices: [m, k, n].
+    Product([usize; 3]),
 }
 
 pub(super) struct Step {
@@ -91,6 +97,7 @@ impl Program {
             outputs,
             inputs: Vec::new(),
             results: Vec::new(),
+            fingerprint: 0,
         }
     }
 
@@ -102,6 +109,11 @@ impl Program {
     /// How many instructions it has.
     pub fn len(&self) -> usize {
         self.steps.len()
+    }
+
+    /// Equal for recordings that compute the same from their sources, constants and all.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
     }
 
     /// Whether it computes nothing.
@@ -209,16 +221,43 @@ impl Program {
                     slot.tensor = Some(t);
                 }
             }
+            Work::Linear(sizes) => {
+                let x = elements_of(&self.slots, &step.inputs[0])?;
+                let w = elements_of(&self.slots, &step.inputs[1])?;
+                let bias = match step.inputs.get(2) {
+                    Some(operand) => Some(elements_of(&self.slots, operand)?),
+                    None => None,
+                };
+                let value = step.outputs[0] as usize;
+                let shape = self.slots[value].like.shape;
+                let rows = step.inputs[0].layout.numel();
+                let out = Tensor::build_unset::<f32>(step.op, &shape, |y| {
+                    let bias = bias.map(|b| &b[..sizes[1]]);
+                    times_transposed(&x[..rows], w, bias, *sizes, y);
+                })?;
+                elements += sizes[0] * out.numel() / 8;
+                self.slots[value].tensor = Some(out);
+            }
+            Work::Product(sizes) => {
+                let [left, right] = [0, 1].map(|at| &step.inputs[at]);
+                let a = elements_of(&self.slots, left)?;
+                let b = elements_of(&self.slots, right)?;
+                let value = step.outputs[0] as usize;
+                let shape = self.slots[value].like.shape;
+                let out = Tensor::build_unset::<f32>(step.op, &shape, |out| {
+                    let (sa, sb) = (&left.layout.strides, &right.layout.strides);
+                    strided_product(*sizes, (a, sa[0], sa[1]), (b, sb[0], sb[1]), out);
+                })?;
+                elements += sizes[1] * out.numel() / 8;
+                self.slots[value].tensor = Some(out);
+            }
             Work::Chain(chain) => {
                 let mut slices: [&[f32]; 16] = [&[]; 16];
                 if step.inputs.len() > slices.len() {
                     return Err(changed(step.op));
                 }
                 for (slice, operand) in slices.iter_mut().zip(&step.inputs) {
-                    let Some(t) = &self.slots[operand.value as usize].tensor else {
-                        return Err(changed(step.op));
-                    };
-                    *slice = t.data::<f32>()?.get(operand.layout.offset..).unwrap_or(&[]);
+                    *slice = elements_of(&self.slots, operand)?;
                 }
                 let value = step.outputs[0] as usize;
                 let shape = self.slots[value].like.shape;
@@ -274,6 +313,14 @@ impl Program {
         for source in &self.sources {
             self.slots[source.value as usize].tensor = None;
         }
+    }
+}
+
+/// The elements that an operand may read, from its first on.
+fn elements_of<'a>(slots: &'a [Slot], operand: &Operand) -> Result<&'a [f32]> {
+    match &slots[operand.value as usize].tensor {
+        Some(t) => Ok(t.data::<f32>()?.get(operand.layout.offset..).unwrap_or(&[])),
+        None => Err(changed("replay")),
     }
 }
 

@@ -131,6 +131,30 @@ fn product<E: Element>(
     })
 }
 
+/// out = a b for one product of two matrices by their strides (row, column), each slice beginning at its first
+/// element: what [`matmul`] computes, the same bits.
+pub(crate) fn strided_product<E: Element>(
+    sizes: [usize; 3],
+    (a, row_a, column_a): (&[E], usize, usize),
+    (b, row_b, column_b): (&[E], usize, usize),
+    out: &mut [E],
+) {
+    let matrix = |row, column| Matrix {
+        offset: 0,
+        row,
+        column,
+    };
+    let left = Factor {
+        source: a,
+        at: &|_| matrix(row_a, column_a),
+    };
+    let right = Factor {
+        source: b,
+        at: &|_| matrix(row_b, column_b),
+    };
+    tiles(sizes, 1, left, right, None, out);
+}
+
 /// y = x w^T + bias on dense rows: x [m, inputs], w [outputs, inputs], bias [outputs], y [m, outputs].
 pub(crate) fn times_transposed<E: Element>(
     x: &[E],
