@@ -298,7 +298,7 @@ struct Metadata {
     espalier: Ours,
 }
 
-/// `[package.metadata.espalier]` of a plugin's Cargo.toml.
+/// `[package.metadata.espalier]` of a plugin's Cargo.toml, `[tool.espalier]` of its pyproject.toml.
 #[derive(Default, Deserialize)]
 struct Ours {
     paper: Option<String>,
@@ -322,9 +322,13 @@ impl Package {
         let missing = |error: std::io::Error| {
             Diagnostic::new("the source of this plugin is not there")
                 .at(folder.display().to_string())
-                .expected("a folder with a Cargo.toml, or a component file")
+                .expected("a folder with a Cargo.toml or a pyproject.toml, or a component file")
                 .because_io(&error)
         };
+        let python = folder.join("pyproject.toml");
+        if python.is_file() && !folder.join("Cargo.toml").exists() {
+            return Package::of_python(&python);
+        }
         let manifest = folder.join("Cargo.toml").canonicalize().map_err(missing)?;
         let output = Command::new("cargo")
             .args(["metadata", "--no-deps", "--format-version", "1"])
@@ -353,5 +357,34 @@ impl Package {
             .filter(|output| output.status.success())
             .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string());
         Ok(package)
+    }
+
+    /// What a plugin in Python says in its pyproject.toml.
+    fn of_python(file: &Path) -> Result<Package, Diagnostic> {
+        #[derive(Deserialize)]
+        struct File {
+            project: Project,
+            #[serde(default)]
+            tool: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Project {
+            name: String,
+            license: Option<toml::Value>,
+        }
+        let wrong = || {
+            Diagnostic::new("the pyproject.toml of this plugin cannot be read")
+                .at(file.display().to_string())
+        };
+        let text = std::fs::read_to_string(file).map_err(|error| wrong().because_io(&error))?;
+        let read: File = toml::from_str(&text).map_err(|error| wrong().because(&error))?;
+        // An SPDX expression; older files have a table with the text or its file, which is none.
+        let license = read.project.license.as_ref().and_then(toml::Value::as_str);
+        Ok(Package {
+            name: read.project.name,
+            license: license.map(str::to_string),
+            metadata: read.tool,
+            ..Package::default()
+        })
     }
 }
