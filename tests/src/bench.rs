@@ -256,6 +256,15 @@ impl Bench {
             .loss
     }
 
+    /// What the trainer holds now: handles, bytes of tensors, nodes of graphs.
+    pub fn held(&self) -> (usize, u64, u64) {
+        self.trainer(|session| {
+            let guest = session.guest();
+            let account = &guest.account;
+            (guest.handles(), account.used_bytes(), account.live_nodes())
+        })
+    }
+
     /// The trainer's objective for every sample, with its graph.
     ///
     /// # Panics

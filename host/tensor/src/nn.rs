@@ -5,6 +5,7 @@ use crate::autograd::record;
 use crate::capture;
 use crate::dtype::{DType, with_float};
 use crate::error::{Error, Result};
+use crate::layout::MAX_RANK;
 use crate::ops;
 use crate::ops::matmul::{rows_times, times_transposed};
 use crate::ops::rows::{one_float_type, signed};
@@ -20,33 +21,33 @@ pub use crate::ops::recurrent::{lstm, rnn};
 /// [`Error::Shape`] where the sizes do not fit, [`Error::DType`], [`Error::Budget`].
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     const OP: &str = "linear";
-    let mut parents = vec![x, w];
-    parents.extend(bias);
-    let shapes: Vec<&[usize]> = parents.iter().map(|p| p.shape()).collect();
-    let (Some((&inputs, lead)), &[outputs, w_inputs]) = (x.shape().split_last(), w.shape()) else {
+    let all = [x, w, bias.unwrap_or(w)];
+    let parents = &all[..if bias.is_some() { 3 } else { 2 }];
+    let shapes = || -> Vec<&[usize]> { parents.iter().map(|p| p.shape()).collect() };
+    let (Some(&inputs), &[outputs, w_inputs]) = (x.shape().last(), w.shape()) else {
         return Err(Error::shape(
             OP,
             "needs an input [.., in] and a weight [out, in]",
-            &shapes,
+            &shapes(),
         ));
     };
     if w_inputs != inputs {
         return Err(Error::shape(
             OP,
             format!("the weight must be [out, {inputs}]"),
-            &shapes,
+            &shapes(),
         ));
     }
     if bias.is_some_and(|b| b.shape() != [outputs]) {
         return Err(Error::shape(
             OP,
             format!("the bias must be [{outputs}]"),
-            &shapes,
+            &shapes(),
         ));
     }
-    one_float_type(OP, &parents)?;
-    let mut shape = lead.to_vec();
-    shape.push(outputs);
+    one_float_type(OP, parents)?;
+    let mut shape = x.layout().shape;
+    shape.set(x.rank() - 1, outputs);
     let out = with_float!(OP, x.dtype(), T => {
         let (xd, wd) = (x.dense(OP)?, w.dense(OP)?);
         let bias = bias.map(|b| b.dense(OP)).transpose()?;
@@ -56,12 +57,12 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
             times_transposed(xd, wd, bias, [inputs, outputs], y);
         })?
     });
-    capture::note(OP, &[], &parents, &out, || {
+    capture::note(OP, &[], parents, &out, || {
         |t: &[Tensor]| linear(&t[0], &t[1], t.get(2))
     });
     let (kept_x, kept_w) = (x.clone(), w.clone());
     let has_bias = bias.is_some();
-    Ok(record(OP, out, &parents, move |flow| {
+    Ok(record(OP, out, parents, move |flow| {
         let dy = &flow.grad;
         let flat = |t: &Tensor, last: usize| {
             if t.rank() == 2 {
@@ -84,17 +85,15 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
                 &flat(&kept_x, inputs)?,
             )
         };
-        let mut gradients = vec![
-            flow.needs(0).then(dx).transpose()?,
-            flow.needs(1).then(dw).transpose()?,
-        ];
+        let mut gradients = Vec::with_capacity(3);
+        gradients.push(flow.needs(0).then(dx).transpose()?);
+        gradients.push(flow.needs(1).then(dw).transpose()?);
         if has_bias {
             let sum = || {
-                let axes: Vec<isize> = (0..dy.rank() as isize - 1).collect();
-                if axes.is_empty() {
-                    Ok(dy.clone())
-                } else {
-                    ops::sum(dy, &axes, false)
+                let axes: [isize; MAX_RANK] = std::array::from_fn(|axis| axis as isize);
+                match dy.rank() {
+                    0 | 1 => Ok(dy.clone()),
+                    rank => ops::sum(dy, &axes[..rank - 1], false),
                 }
             };
             gradients.push(flow.needs(2).then(sum).transpose()?);

@@ -1,10 +1,11 @@
-//! A trainer that does one operation a step, on tensors made before the first: benches/peers times the step.
+//! A trainer that does one operation a step, on tensors made before the first: benches/peers times the step. For
+//! benches/boundary the operations are calls into the host that compute nothing, `size` of them a step.
 
 use espalier_sdk::capture::Captured;
-use espalier_sdk::parameters::AdamOptions;
+use espalier_sdk::parameters::{AdamOptions, Selection};
 use espalier_sdk::{
     Batch, Choice, Error, Mode, Model, Options, ParameterSet, Prediction, RunInfo, StepInfo,
-    StepReport, Tensor, Trainer, random,
+    StepReport, Stream, Tensor, Trainer, random,
 };
 
 /// Which operation.
@@ -17,6 +18,12 @@ enum Work {
     SumLast,
     SumFirst,
     Adam,
+    Nothing,
+    Borrow,
+    Handle,
+    Add,
+    Batch,
+    List,
 }
 
 /// Options under `[trainer.with]`.
@@ -25,7 +32,7 @@ struct Settings {
     /// Which operation a step does.
     #[option(default = Work::Matmul)]
     work: Work,
-    /// Rows and columns of the factors of a matrix product.
+    /// Rows and columns of the factors of a matrix product, or how often a call into the host is made.
     #[option(default = 512, min = 1)]
     size: u64,
     /// Whether the operation is captured (tanh only).
@@ -35,9 +42,12 @@ struct Settings {
 
 struct Operations {
     work: Work,
+    size: u64,
     operands: Vec<Tensor>,
     names: Vec<String>,
     captured: Option<Captured<()>>,
+    all: Selection,
+    stream: Stream,
 }
 
 impl Trainer for Operations {
@@ -47,7 +57,8 @@ impl Trainer for Operations {
         let normal = |key: u64, shape: &[u32]| random::normal(&[key], shape);
         let n = u32::try_from(settings.size)
             .map_err(|_| Error::invalid_option("`size` is at most 2^32 - 1"))?;
-        let names = ParameterSet::main().trainable();
+        let set = ParameterSet::main();
+        let names = set.trainable();
         let operands = match settings.work {
             Work::Matmul => vec![normal(1, &[n, n]), normal(2, &[n, n])],
             Work::Tanh => (1..=3).map(|key| normal(key, &[1 << 20])).collect(),
@@ -62,12 +73,16 @@ impl Trainer for Operations {
                 .iter()
                 .map(|value| normal(1, &value.shape()))
                 .collect(),
+            _ => vec![normal(1, &[4])],
         };
         Ok(Operations {
             work: settings.work,
+            size: settings.size,
             operands,
+            all: set.select(&names),
             names,
             captured: settings.capture.then(|| Captured::new("operation")),
+            stream: Stream::train(1, &[0]),
         })
     }
 
@@ -88,6 +103,14 @@ impl Trainer for Operations {
             Work::SumLast => drop(t[0].sum(&[-1])),
             Work::SumFirst => drop(t[0].sum(&[0])),
             Work::Adam => ParameterSet::main().adam(&self.names, t, AdamOptions::default()),
+            Work::Nothing => {}
+            Work::Borrow => (0..self.size).for_each(|_| {
+                let _ = t[0].dtype();
+            }),
+            Work::Handle => (0..self.size).for_each(|_| drop(t[0].detach())),
+            Work::Add => (0..self.size).for_each(|_| drop(&t[0] + &t[0])),
+            Work::Batch => (0..self.size).for_each(|_| drop(self.stream.next_endless())),
+            Work::List => (0..self.size).for_each(|_| drop(self.all.values())),
         }
         StepReport::new(0.0, 1)
     }

@@ -22,12 +22,11 @@ pub(crate) fn axis_of(op: &'static str, t: &Tensor, axis: isize) -> Result<usize
 
 /// Refuses tensors that are not all of the first one's float type.
 pub(crate) fn one_float_type(op: &'static str, tensors: &[&Tensor]) -> Result<DType> {
-    let found: Vec<DType> = tensors.iter().map(|t| t.dtype()).collect();
-    match found.first() {
-        Some(first) if first.is_float() && found.iter().all(|d| d == first) => Ok(*first),
+    match tensors.first().map(|t| t.dtype()) {
+        Some(first) if first.is_float() && tensors.iter().all(|t| t.dtype() == first) => Ok(first),
         _ => Err(Error::DType {
             op,
-            found,
+            found: tensors.iter().map(|t| t.dtype()).collect(),
             expected: "one float type throughout, f32 or f64; cast with astype",
         }),
     }
