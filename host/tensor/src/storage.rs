@@ -123,6 +123,8 @@ fn class_bytes(class: u8) -> usize {
 
 /// Blocks that a thread has freed, by element type and class.
 struct Shelves {
+    // Boxed, so that a block stays where it is and only its pointer goes back and forth.
+    #[allow(clippy::vec_box)]
     blocks: [[Vec<Box<Block>>; CLASSES]; 4],
     bytes: usize,
 }
