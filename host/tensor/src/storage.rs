@@ -122,6 +122,7 @@ fn class_bytes(class: u8) -> usize {
 }
 
 /// Blocks that a thread has freed, by element type and class.
+#[allow(clippy::vec_box)] // a box is kept and given out again as it is
 struct Shelves {
     // Boxed, so that a block stays where it is and only its pointer goes back and forth.
     #[allow(clippy::vec_box)]

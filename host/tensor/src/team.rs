@@ -252,6 +252,8 @@ impl Drop for Ending<'_> {
             }
         }
         if std::thread::panicking() {
+            // The caller's own panic goes on; a helper's must not surface in the next work.
+            *self.0.panic.lock().unwrap_or_else(|e| e.into_inner()) = None;
             self.0.busy.store(false, Ordering::Release);
         }
     }
@@ -302,6 +304,7 @@ mod tests {
             for bad in [0, 63] {
                 let caught = catch_unwind(|| run(64, &|i| assert_ne!(i, bad, "stop")));
                 assert!(caught.is_err());
+                assert!(catch_unwind(|| run(64, &|_| panic!("stop"))).is_err());
                 let count = AtomicUsize::new(0);
                 assert!(run(64, &|_| {
                     count.fetch_add(1, Ordering::Relaxed);

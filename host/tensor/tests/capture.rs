@@ -234,17 +234,17 @@ fn what_cannot_be_captured_is_refused_with_a_reason() {
     let x = values(1, &[4, 4]);
     let outside = values(2, &[4, 4]);
     let beside: StepFn = &|t| Ok(vec![ops::add(&t[0], &outside)?]);
-    assert!(reason(beside, &[x.clone()]).contains("pass it as an input"));
+    assert!(reason(beside, std::slice::from_ref(&x)).contains("pass it as an input"));
     let random: StepFn = &|t| Ok(vec![ops::add(&t[0], &values(7, &[4, 4]))?]);
-    assert_eq!(reason(random, &[x.clone()]), "`normal` cannot be captured");
+    assert_eq!(reason(random, std::slice::from_ref(&x)), "`normal` cannot be captured");
     let dropped: StepFn = &|t| Ok(vec![nn::dropout(&t[0], 0.5, &Key::new(&[1]))?]);
     assert_eq!(
-        reason(dropped, &[x.clone()]),
+        reason(dropped, std::slice::from_ref(&x)),
         "`dropout` cannot be captured"
     );
     let normed: StepFn = &|t| Ok(vec![ops::batch_norm(&t[0], None, None, None, 1e-5)?.0]);
     assert_eq!(
-        reason(normed, &[x.clone()]),
+        reason(normed, std::slice::from_ref(&x)),
         "`batch_norm` cannot be captured"
     );
     let long: StepFn = &|t| {
@@ -255,7 +255,7 @@ fn what_cannot_be_captured_is_refused_with_a_reason() {
         Ok(vec![y])
     };
     assert_eq!(
-        reason(long, &[x.clone()]),
+        reason(long, std::slice::from_ref(&x)),
         "it has more than 4096 instructions"
     );
     let gaps = ops::permute_dims(&x, &[1, 0]).unwrap();
