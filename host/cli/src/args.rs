@@ -116,6 +116,8 @@ pub enum PluginCommand {
         #[arg(long, value_name = "FILE")]
         registry: Option<PathBuf>,
     },
+    /// Begin a plugin: a folder that builds, passes its tests and runs as it stands
+    New(New),
     /// Compile a plugin's folder to a release component, and show its size and digest
     Build {
         /// The folder with the plugin's source
@@ -145,6 +147,78 @@ pub enum PluginCommand {
         #[arg(long, value_name = "FILE")]
         setup: Option<PathBuf>,
     },
+}
+
+/// Begin a plugin: a folder that builds, passes its tests and runs as it stands.
+#[derive(Debug, clap::Args)]
+pub struct New {
+    /// The plugin's name: lower-case letters, digits and -
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// What it decides
+    #[arg(long, value_name = "SLOT")]
+    pub slot: NewSlot,
+    /// The least that works, or a method with its usual options
+    #[arg(long, value_name = "TEMPLATE", default_value = "blank")]
+    pub template: Template,
+    /// Where the folder NAME is made
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// The language
+    #[arg(long, value_name = "LANG", default_value = "rust")]
+    pub lang: Lang,
+    /// A checkout of Espalier with the SDK to build on [default: a checkout around DIR, else the SDK in this command]
+    #[arg(long, value_name = "PATH")]
+    pub sdk: Option<PathBuf>,
+}
+
+/// What a new plugin decides: a world of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NewSlot {
+    /// How parameters change
+    Trainer,
+    /// Which weights live
+    Pruner,
+    /// What a reward is worth
+    Normalizer,
+    /// What a reward is worth, knowing how far the policy has moved
+    NormalizerTracking,
+    /// Prompts, and what responses to them are worth
+    #[value(aliases = ["environment", "tasks"])]
+    EnvironmentTasks,
+    /// A world to act in
+    #[value(alias = "mdp")]
+    EnvironmentMdp,
+}
+
+impl NewSlot {
+    /// The slot as registries name it.
+    pub fn slot(self) -> &'static str {
+        match self {
+            NewSlot::Trainer => "trainer",
+            NewSlot::Pruner => "pruner",
+            NewSlot::Normalizer | NewSlot::NormalizerTracking => "normalizer",
+            NewSlot::EnvironmentTasks | NewSlot::EnvironmentMdp => "environment",
+        }
+    }
+}
+
+/// How much a new plugin begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Template {
+    /// The least that works
+    Blank,
+    /// A method with its usual options
+    Example,
+}
+
+/// What a new plugin is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Lang {
+    /// A crate
+    Rust,
+    /// A module, built by componentize-py
+    Python,
 }
 
 /// Put a plugin into somebody's registry: built, tested, signed, written whole or not at all.

@@ -4,6 +4,7 @@ mod add;
 mod build;
 mod inspect;
 mod list;
+mod new;
 mod publish;
 mod target;
 mod test;
@@ -28,6 +29,7 @@ pub fn command(args: args::Plugin) -> ExitCode {
         } => inspect::inspect(&plugin, json, registry),
         PluginCommand::Publish(args) => publish::publish(&args),
         PluginCommand::Add(args) => add::add(&args),
+        PluginCommand::New(args) => new::new(&args),
         PluginCommand::Build { folder, json } => build::build(&folder, json),
         PluginCommand::Test {
             plugin,

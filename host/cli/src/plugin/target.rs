@@ -65,9 +65,12 @@ impl Target {
     /// A folder that holds no plugin, or one that does not build.
     pub fn of_folder(folder: &Path) -> Result<Target, Diagnostic> {
         let shown = folder.display();
-        if !folder.join("Cargo.toml").is_file() {
+        let is_source = |name: &str| folder.join(name).is_file();
+        if !is_source("Cargo.toml") && !is_source("pyproject.toml") {
             return Err(Diagnostic::new(format!("`{shown}` holds no plugin"))
-                .expected("a folder with a Cargo.toml")
+                .expected(
+                    "a folder with a Cargo.toml, or with a pyproject.toml for a plugin in Python",
+                )
                 .help("`espalier plugin new NAME --slot SLOT` makes one, or name its folder"));
         }
         let whole = folder

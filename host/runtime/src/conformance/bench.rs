@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use espalier_tensor::threads;
 
 use super::company::company;
-use super::exam::{Exam, Stop, broken};
-use super::{Problem, toy};
+use super::exam::{Exam, Stop, broken, death_words, elsewhere};
+use super::{Problem, laws, toy};
 use crate::component;
 use crate::diagnostic::Diagnostic;
 use crate::host::state::{RunState, SetId, Shared};
@@ -205,7 +205,15 @@ fn failed(did: &str, error: &Diagnostic) -> Stop {
 
 /// An error of the runner: the plugin's death, or what it led to.
 pub(super) fn stop(shared: &Shared, did: &str, error: &Diagnostic) -> Stop {
+    let predicted = format!("plugin `{SUBJECT}` predicted something that");
     match shared.death.borrow_mut().take() {
+        // The host refuses a mask that is none where it is set.
+        Some(death)
+            if death.plugin == SUBJECT && death_words(&death).contains("a mask holds 0 and 1") =>
+        {
+            elsewhere(laws::MASKS, failed(did, error))
+        }
+        _ if error.what.starts_with(&predicted) => elsewhere(laws::PREDICTS, failed(did, error)),
         Some(death) if death.plugin == SUBJECT => Stop::Died {
             did: did.to_string(),
             death: Box::new(death),
@@ -249,7 +257,8 @@ pub(super) fn drive(
                 format!("that the run ends within {MOST_ROUNDS} rounds"),
                 "it rewinds once more",
                 "count the rounds, remember the count in `save`, and answer `continue` after the last; `options` in conformance.toml may ask for fewer",
-            );
+            )
+            .map_err(|stop| elsewhere(laws::ENDS, stop));
         }
     }
 }

@@ -22,6 +22,8 @@ use crate::options::{self, OptionInfo};
 pub(super) enum Stop {
     /// The law is broken.
     Broken(Box<Fault>),
+    /// Another law is broken.
+    Elsewhere(Law, Box<Fault>),
     /// The law does not concern the plugin.
     Idle(String),
     /// The plugin died while the suite did this.
@@ -44,6 +46,14 @@ pub(super) fn broken<T>(
         found: found.into(),
         mend: mend.into(),
     })))
+}
+
+/// The same, if what broke is a matter of another law.
+pub(super) fn elsewhere(law: Law, stop: Stop) -> Stop {
+    match stop {
+        Stop::Broken(fault) => Stop::Elsewhere(law, fault),
+        other => other,
+    }
 }
 
 /// A law that does not concern the plugin.
@@ -141,6 +151,12 @@ impl<'a> Exam<'a> {
         let verdict = match trial(self) {
             Ok(()) => Verdict::Pass,
             Err(Stop::Broken(fault)) => Verdict::Fail(*fault),
+            Err(Stop::Elsewhere(guilty, fault)) => {
+                self.verdicts.insert(guilty.name, Verdict::Fail(*fault));
+                Verdict::NotApplicable {
+                    reason: format!("it broke the law `{}` on the way", guilty.name),
+                }
+            }
             Err(Stop::Idle(reason)) => Verdict::NotApplicable { reason },
             Err(Stop::Died { did, death }) => {
                 let guilty = match death.cause {

@@ -25,7 +25,7 @@ laws! {
     OPTIONS "options" "declares its options with a kebab-case name, a line of documentation, and a default within their own range",
     REFUSALS "refusals" "refuses an unknown option, a value of another type and one out of range in words, without a trap",
     ORDINARY "ordinary" "does its work on an ordinary problem without a trap",
-    ENDS "ends" "comes back from every call within its time",
+    ENDS "ends" "comes back from every call within its time, and lets the run end",
     BUDGETS "budgets" "stays within the suite's budgets of memory, tensors, handles and log text",
     SAME_BITS "same-bits" "gives the same bits for the same seed, with one thread or two",
     RESUME "resume" "goes on after a save and restore as if it had never stopped",
