@@ -34,8 +34,9 @@ macro_rules! interface {
 }
 
 /// The files of `wit/`.
-const INTERFACE: [(&str, &str); 10] = interface![
+const INTERFACE: [(&str, &str); 11] = interface![
     "autograd.wit",
+    "capture.wit",
     "data.wit",
     "log.wit",
     "model.wit",
