@@ -35,6 +35,7 @@ import linecache
 import sys
 import traceback
 from importlib import import_module
+from math import inf
 from typing import TYPE_CHECKING, Any, Iterable, Sequence
 
 from componentize_py_types import Err
@@ -108,6 +109,23 @@ class Option:
 
     if TYPE_CHECKING:
         def __get__(self, instance, owner) -> Any: ...
+
+    def _set(self, instance, value):
+        """Gives an instance its value, or refuses it. The host checks before, but the host need not be ours."""
+        kind = type(self.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        allowed = "a list of numbers" if kind is list else f"a value of type {kind.__name__}"
+        fits = type(value) is kind
+        if fits and self.choices is not None:
+            allowed, fits = f"one of {', '.join(self.choices)}", value in self.choices
+        elif fits and kind in (int, float, list):
+            low, high = (-inf if self.min is None else self.min), (inf if self.max is None else self.max)
+            allowed = f"from {low} to {high}"
+            fits = all(low <= number <= high for number in (value if kind is list else [value]))
+        if not fits:
+            raise Refusal(f"option `{self.name}` must be {allowed}, not {value!r}", "invalid-option")
+        setattr(instance, self.name.replace("-", "_"), value)
 
     def _wire(self):
         kinds = {bool: "Flag", int: "Integer", float: "Number", str: "Text", list: "Numbers"}
@@ -294,9 +312,11 @@ def _exported(interface: str, cls, options: list[Option], session: list):
             @_refusing
             def start(self, info, settings, *rest):
                 made = cls()
-                attributes = {o.name: o.name.replace("-", "_") for o in options}
-                for option, value in settings:
-                    setattr(made, attributes[option], value.value)
+                known = {option.name: option for option in options}
+                for name, value in settings:
+                    if name not in known:
+                        raise Refusal(f"there is no option `{name}`; there are {', '.join(known)}", "invalid-option")
+                    known[name]._set(made, value.value)
                 if rest:
                     made.rewards = rest[0]
                 made.start(info)
@@ -317,10 +337,10 @@ def _exported(interface: str, cls, options: list[Option], session: list):
         if interface == "Training":
             @_refusing
             def set_knob(self, name, value):
-                live = {o.name: o.name.replace("-", "_") for o in options if o.live}
+                live = {option.name: option for option in options if option.live}
                 if name not in live:
                     raise Refusal(f"`{name}` is no live option", "invalid-option")
-                setattr(session[0], live[name], value.value)
+                live[name]._set(session[0], value.value)
 
     Exported.__name__ = interface
     return Exported
