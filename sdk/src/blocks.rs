@@ -12,6 +12,14 @@ use crate::run::Error;
 use crate::tensor::Tensor;
 
 /// Some layers in a row that read nothing but their common input.
+///
+/// ```no_run
+/// # use espalier_sdk::blocks::blocks;
+/// # use espalier_sdk::Model;
+/// for block in blocks(&Model::main()) {
+///     espalier_sdk::log::info(format!("layers {:?}, {} numbers out", block.layers, block.width()));
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Block {
     /// Places of its layers.
@@ -30,11 +38,27 @@ pub struct Block {
 
 impl Block {
     /// Numbers coming out for one sample.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::blocks::Block;
+    /// # use espalier_sdk::Tensor;
+    /// # fn f(block: &Block) {
+    /// let goodness = Tensor::zeros(&[64, block.width()]).square().mean(&[1]);
+    /// # }
+    /// ```
     pub fn width(&self) -> u32 {
         self.out_shape.iter().product()
     }
 
     /// This block and the next as one.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::blocks::Block;
+    /// # fn f(a: Block, b: Block) {
+    /// let both = a.join(&b);
+    /// assert_eq!(both.layers.end, b.layers.end);
+    /// # }
+    /// ```
     pub fn join(mut self, next: &Block) -> Block {
         self.layers.end = next.layers.end;
         self.parameters.extend(next.parameters.iter().cloned());
@@ -44,6 +68,14 @@ impl Block {
     }
 
     /// `[n, ..]` in the shape that the block reads.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::blocks::Block;
+    /// # use espalier_sdk::{Mode, Model, Tensor};
+    /// # fn f(block: &Block, rows: &Tensor) {
+    /// let y = block.forward(&Model::main(), &block.shaped(rows), Mode::Train);
+    /// # }
+    /// ```
     pub fn shaped(&self, x: &Tensor) -> Tensor {
         let dims = [x.size(0)]
             .iter()
@@ -54,6 +86,14 @@ impl Block {
     }
 
     /// Runs the block on `[n, ..]`.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::blocks::Block;
+    /// # use espalier_sdk::{Mode, Model, Tensor};
+    /// # fn f(block: &Block, x: &Tensor) {
+    /// let y = block.forward(&Model::main(), x, Mode::Train);
+    /// # }
+    /// ```
     pub fn forward(&self, model: &Model, x: &Tensor, mode: Mode) -> Tensor {
         model
             .pass(self.layers.clone(), mode)
@@ -63,6 +103,18 @@ impl Block {
 }
 
 /// The blocks of a model, in order.
+///
+/// ```no_run
+/// # use espalier_sdk::blocks::blocks;
+/// # use espalier_sdk::{Mode, Model, Tensor};
+/// # fn f(x: &Tensor) {
+/// let model = Model::main();
+/// let mut x = x.clone();
+/// for block in blocks(&model) {
+///     x = block.forward(&model, &x.detach(), Mode::Train);
+/// }
+/// # }
+/// ```
 pub fn blocks(model: &Model) -> Vec<Block> {
     let (layers, parameters) = (model.layers(), model.parameters().list());
     cut(&layers, &parameters)
@@ -105,6 +157,18 @@ pub fn blocks(model: &Model) -> Vec<Block> {
 }
 
 /// The blocks before the last one, and the last one, which must give one number a class.
+///
+/// ```no_run
+/// # use espalier_sdk::blocks::{Block, hidden_and_head};
+/// # use espalier_sdk::{Error, Model};
+/// # fn f(classes: u32) {
+/// fn start(classes: u32) -> Result<Vec<Block>, Error> {
+///     let (hidden, head) = hidden_and_head(&Model::main(), classes)?;
+///     assert_eq!(head.width(), classes);
+///     Ok(hidden)
+/// }
+/// # }
+/// ```
 pub fn hidden_and_head(model: &Model, classes: u32) -> Result<(Vec<Block>, Block), Error> {
     if classes == 0 {
         return Err(Error::incompatible(

@@ -34,6 +34,17 @@ use crate::state::{Reader, Writer};
 pub use host::{Kind, OptionInfo, Setting, Value};
 
 /// A struct of options. Derived.
+///
+/// ```
+/// # use espalier_sdk::Options;
+/// #[derive(Options)]
+/// struct Settings {
+///     /// Learning rate.
+///     #[option(default = 0.1, min = 0.0)]
+///     lr: f64,
+/// }
+/// assert_eq!(Settings::defaults().lr, 0.1);
+/// ```
 pub trait Options: Sized {
     /// Every option, in the order of the fields.
     fn infos() -> Vec<OptionInfo>;
@@ -129,6 +140,16 @@ fn read_value(state: &mut Reader) -> Result<Value, Error> {
 }
 
 /// An enum whose cases are written in kebab-case in a run file. Derived.
+///
+/// ```
+/// # use espalier_sdk::Choice;
+/// #[derive(Choice, Debug, PartialEq)]
+/// enum Rule {
+///     Plain,
+///     WithMomentum,
+/// }
+/// assert_eq!(Rule::from_name("with-momentum"), Some(Rule::WithMomentum));
+/// ```
 pub trait Choice: Sized {
     /// The names of the cases.
     const NAMES: &'static [&'static str];
@@ -141,6 +162,11 @@ pub trait Choice: Sized {
 }
 
 /// A type that an option can have.
+///
+/// ```
+/// # use espalier_sdk::options::{Kind, OptionType};
+/// assert!(matches!(<f64 as OptionType>::kind(), Kind::Number));
+/// ```
 pub trait OptionType: Sized {
     /// How the option is declared.
     fn kind() -> Kind;

@@ -29,26 +29,58 @@ impl ParameterSet {
     }
 
     /// The run's set.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// let names = ParameterSet::main().trainable();
+    /// ```
     pub fn main() -> ParameterSet {
         ParameterSet(host::main())
     }
 
     /// This plugin's set of that name; empty at first. Checkpointed, invisible to other plugins.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// let critic = ParameterSet::own("critic");
+    /// ```
     pub fn own(name: &str) -> ParameterSet {
         ParameterSet(host::new_set(name))
     }
 
     /// Adds a parameter. If the set already holds it (after a resume), nothing happens: its value stays.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{ParameterSet, Tensor};
+    /// # use espalier_sdk::parameters::Kind;
+    /// let scales = ParameterSet::own("scales");
+    /// scales.create("scale", Kind::Weight, &Tensor::ones(&[10]), true);
+    /// ```
     pub fn create(&self, name: &str, kind: Kind, init: &Tensor, trainable: bool) {
         host::create(&self.0, name, kind, init.raw(), trainable);
     }
 
     /// All parameters, in the order of their creation.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # use espalier_sdk::parameters::{Kind, ParameterInfo};
+    /// # fn f(set: &ParameterSet) {
+    /// let weights: Vec<ParameterInfo> = set.list().into_iter().filter(|p| p.kind == Kind::Weight).collect();
+    /// # }
+    /// ```
     pub fn list(&self) -> Vec<ParameterInfo> {
         host::list(&self.0)
     }
 
     /// Names of the parameters that optimisers may change.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{ParameterSet, Tensor};
+    /// # fn f(set: &ParameterSet, loss: &Tensor) {
+    /// let grads = set.grad(loss, &set.trainable());
+    /// # }
+    /// ```
     pub fn trainable(&self) -> Vec<String> {
         let free = |p: &ParameterInfo| p.trainable && p.kind != Kind::Buffer;
         self.list()
@@ -59,11 +91,25 @@ impl ParameterSet {
     }
 
     /// The tracked leaf that the next forward pass uses. Its gradient is dense, at masked positions too.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// let w = set.value("linear1.weight");
+    /// # }
+    /// ```
     pub fn value(&self, name: &str) -> Tensor {
         Tensor::from_raw(host::value(&self.0, name))
     }
 
     /// The values of several.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// let both = set.values(&["linear1.weight", "linear1.bias"]);
+    /// # }
+    /// ```
     pub fn values<S: AsRef<str>>(&self, names: &[S]) -> Vec<Tensor> {
         names.iter().map(|name| self.value(name.as_ref())).collect()
     }
@@ -72,6 +118,16 @@ impl ParameterSet {
     ///
     /// The handles to the values are gone when it returns, so an optimiser step that follows updates in place;
     /// while a plugin holds a value, the step has to copy it first.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{ParameterSet, Tensor};
+    /// # use espalier_sdk::parameters::SgdOptions;
+    /// # fn f(set: &ParameterSet, loss: &Tensor) {
+    /// let names = set.trainable();
+    /// let grads = set.grad(loss, &names);
+    /// set.sgd(&names, &grads, SgdOptions::default());
+    /// # }
+    /// ```
     pub fn grad<S: AsRef<str>>(&self, loss: &Tensor, names: &[S]) -> Vec<Tensor> {
         self.select(names).gradients(loss)
     }
@@ -83,62 +139,159 @@ impl ParameterSet {
     }
 
     /// Replaces a value, without graph. Handles given out before keep the old one.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// let smaller = set.value("linear1.weight") * 0.99;
+    /// set.assign("linear1.weight", &smaller);
+    /// # }
+    /// ```
     pub fn assign(&self, name: &str, value: &Tensor) {
         host::assign(&self.0, name, value.raw());
     }
 
     /// Prunes: the values where the mask is 0 and their optimiser state are 0 from now on.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// let w = set.value("linear1.weight");
+    /// set.set_mask("linear1.weight", &w.abs().greater(1e-3));
+    /// # }
+    /// ```
     pub fn set_mask(&self, name: &str, mask: &Tensor) {
         host::set_mask(&self.0, name, Some(mask.raw()), false);
     }
 
     /// Hides values where the mask is 0 and keeps them stored.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// let w = set.value("linear1.weight");
+    /// set.hide("linear1.weight", &w.abs().greater(1e-3));
+    /// set.clear_mask("linear1.weight"); // the small ones are back
+    /// # }
+    /// ```
     pub fn hide(&self, name: &str, mask: &Tensor) {
         host::set_mask(&self.0, name, Some(mask.raw()), true);
     }
 
     /// Removes the mask.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// set.clear_mask("linear1.weight");
+    /// # }
+    /// ```
     pub fn clear_mask(&self, name: &str) {
         host::set_mask(&self.0, name, None, false);
     }
 
     /// The mask as bool, none if dense.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// let alive = set.mask("linear1.weight").map(|mask| mask.count_nonzero());
+    /// # }
+    /// ```
     pub fn mask(&self, name: &str) -> Option<Tensor> {
         host::mask(&self.0, name).map(Tensor::from_raw)
     }
 
     /// The mask as bool, all true if dense.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// for info in set.list() {
+    ///     let alive = set.mask_or_ones(&info).count_nonzero();
+    /// }
+    /// # }
+    /// ```
     pub fn mask_or_ones(&self, info: &ParameterInfo) -> Tensor {
         let ones = || Tensor::full(&info.shape, 1.0, crate::Dtype::Bool);
         self.mask(&info.name).unwrap_or_else(ones)
     }
 
     /// Remembers values, masks, buffers and optimiser state under a tag.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// set.snapshot("before");
+    /// # }
+    /// ```
     pub fn snapshot(&self, tag: &str) {
         host::snapshot(&self.0, tag);
     }
 
     /// Goes back to a tag, this set only.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{ParameterSet, Tensor};
+    /// # fn f(set: &ParameterSet) {
+    /// set.snapshot("before");
+    /// set.assign("linear1.bias", &Tensor::zeros(&[10]));
+    /// set.rollback("before");
+    /// # }
+    /// ```
     pub fn rollback(&self, tag: &str) {
         host::rollback(&self.0, tag);
     }
 
     /// One step of stochastic gradient descent: one gradient a name. Not for pruners.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{ParameterSet, Tensor};
+    /// # use espalier_sdk::parameters::SgdOptions;
+    /// # fn f(set: &ParameterSet, names: &[String], grads: &[Tensor]) {
+    /// let options = SgdOptions { lr: 0.1, momentum: 0.9, ..SgdOptions::default() };
+    /// set.sgd(names, grads, options);
+    /// # }
+    /// ```
     pub fn sgd(&self, names: &[String], grads: &[Tensor], options: SgdOptions) {
         optim::sgd(&self.0, names, &raw(grads), options);
     }
 
     /// One step of Adam; weight decay is added to the gradient. Not for pruners.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{ParameterSet, Tensor};
+    /// # use espalier_sdk::parameters::AdamOptions;
+    /// # fn f(set: &ParameterSet, names: &[String], grads: &[Tensor]) {
+    /// set.adam(names, grads, AdamOptions { lr: 3e-4, ..AdamOptions::default() });
+    /// # }
+    /// ```
     pub fn adam(&self, names: &[String], grads: &[Tensor], options: AdamOptions) {
         optim::adam(&self.0, names, &raw(grads), options);
     }
 
     /// One step of AdamW; weight decay shrinks the weight by lr times itself. Not for pruners.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{ParameterSet, Tensor};
+    /// # use espalier_sdk::parameters::AdamOptions;
+    /// # fn f(set: &ParameterSet, names: &[String], grads: &[Tensor]) {
+    /// let options = AdamOptions { weight_decay: 0.1, ..AdamOptions::default() };
+    /// set.adamw(names, grads, options);
+    /// # }
+    /// ```
     pub fn adamw(&self, names: &[String], grads: &[Tensor], options: AdamOptions) {
         optim::adamw(&self.0, names, &raw(grads), options);
     }
 
     /// Moments and step counts of the named parameters to zero. Not for pruners.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// set.reset_state(&set.trainable());
+    /// # }
+    /// ```
     pub fn reset_state(&self, names: &[String]) {
         optim::reset_state(&self.0, names);
     }
@@ -222,6 +375,15 @@ impl Default for AdamOptions {
 
 /// Gradients scaled so that their common 2-norm is at most `limit`; the norm before comes back with them.
 /// Waits for nothing: the factor stays in the host.
+///
+/// ```no_run
+/// # use espalier_sdk::Tensor;
+/// # use espalier_sdk::parameters::clip_grad_norm;
+/// # fn f(grads: &[Tensor]) {
+/// let (grads, norm) = clip_grad_norm(grads, 1.0);
+/// espalier_sdk::log::metric("gradient-norm", norm.item());
+/// # }
+/// ```
 pub fn clip_grad_norm(grads: &[Tensor], limit: f64) -> (Vec<Tensor>, Tensor) {
     let mut total = Tensor::scalar(0.0);
     for grad in grads {

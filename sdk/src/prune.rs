@@ -6,6 +6,16 @@ use crate::run::Error;
 use crate::tensor::{Dtype, Tensor};
 
 /// The weights of the run that a pruner may prune, tensor by tensor.
+///
+/// ```no_run
+/// # use espalier_sdk::prune::Weights;
+/// fn halve() -> Result<(), espalier_sdk::Error> {
+///     let weights = Weights::of_run("")?.without_last_layer()?;
+///     weights.keep_largest(weights.total() / 2);
+///     weights.report();
+///     Ok(())
+/// }
+/// ```
 pub struct Weights {
     set: ParameterSet,
     infos: Vec<ParameterInfo>,
@@ -15,6 +25,13 @@ pub struct Weights {
 impl Weights {
     /// All trainable parameters of kind weight, without those excluded: names of parameters, of layers' groups
     /// or beginnings of parameter names up to a dot (`conv1` for `conv1.weight`), separated by commas.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// fn start() -> Result<Weights, espalier_sdk::Error> {
+    ///     Weights::of_run("conv1, head")
+    /// }
+    /// ```
     pub fn of_run(exclude: &str) -> Result<Weights, Error> {
         let set = ParameterSet::main();
         let prunable = |info: &ParameterInfo| info.kind == Kind::Weight && info.trainable;
@@ -45,6 +62,13 @@ impl Weights {
     }
 
     /// Without the weights of the last layer that has any.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: Weights) {
+    /// let hidden = weights.without_last_layer();
+    /// # }
+    /// ```
     pub fn without_last_layer(mut self) -> Result<Weights, Error> {
         let last = self.last;
         self.infos
@@ -58,16 +82,37 @@ impl Weights {
     }
 
     /// What is known of each tensor.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights) {
+    /// let names: Vec<&str> = weights.infos().iter().map(|info| info.name.as_str()).collect();
+    /// # }
+    /// ```
     pub fn infos(&self) -> &[ParameterInfo] {
         &self.infos
     }
 
     /// Whether a tensor belongs to the last layer that has weights.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights) {
+    /// let rates = weights.infos().iter().map(|info| if weights.is_last(info) { 0.1 } else { 0.2 });
+    /// # }
+    /// ```
     pub fn is_last(&self, info: &ParameterInfo) -> bool {
         info.layer.is_some() && info.layer == self.last
     }
 
     /// How many weights each tensor has.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::{Weights, keep_count};
+    /// # fn f(weights: &Weights) {
+    /// let keep: Vec<u64> = weights.sizes().into_iter().map(|n| keep_count(n, 0.9)).collect();
+    /// # }
+    /// ```
     pub fn sizes(&self) -> Vec<u64> {
         self.infos
             .iter()
@@ -76,11 +121,27 @@ impl Weights {
     }
 
     /// How many weights there are.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::{Weights, keep_count};
+    /// # fn f(weights: &Weights) {
+    /// weights.keep_largest(keep_count(weights.total(), 0.9));
+    /// # }
+    /// ```
     pub fn total(&self) -> u64 {
         self.sizes().iter().sum()
     }
 
     /// The tracked values.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::Tensor;
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights, loss: &Tensor) {
+    /// let values = weights.values();
+    /// let gradients = espalier_sdk::grad(loss, &values.iter().collect::<Vec<_>>());
+    /// # }
+    /// ```
     pub fn values(&self) -> Vec<Tensor> {
         self.infos
             .iter()
@@ -89,6 +150,13 @@ impl Weights {
     }
 
     /// Absolute values, outside the graph.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights) {
+    /// let largest = weights.magnitudes().iter().map(|m| m.reshape(&[-1]).max(0).item()).fold(0.0, f64::max);
+    /// # }
+    /// ```
     pub fn magnitudes(&self) -> Vec<Tensor> {
         self.values()
             .iter()
@@ -97,6 +165,15 @@ impl Weights {
     }
 
     /// The masks as bool, all true where dense.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::Tensor;
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights) {
+    /// let scores = weights.magnitudes();
+    /// weights.set_masks(&Tensor::keep_largest_of_all(&scores, &weights.masks(), 1000));
+    /// # }
+    /// ```
     pub fn masks(&self) -> Vec<Tensor> {
         self.infos
             .iter()
@@ -105,6 +182,13 @@ impl Weights {
     }
 
     /// How many weights of each tensor live. Waits for the device.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights) {
+    /// let sparsity = 1.0 - weights.alive().iter().sum::<u64>() as f64 / weights.total() as f64;
+    /// # }
+    /// ```
     pub fn alive(&self) -> Vec<u64> {
         self.infos
             .iter()
@@ -118,6 +202,13 @@ impl Weights {
     }
 
     /// Sets all masks. A weight masked before and not now starts from 0.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights) {
+    /// weights.set_masks(&weights.random_masks(&weights.alive(), 0));
+    /// # }
+    /// ```
     pub fn set_masks(&self, masks: &[Tensor]) {
         for (info, mask) in self.infos.iter().zip(masks) {
             self.set.set_mask(&info.name, mask);
@@ -126,6 +217,13 @@ impl Weights {
 
     /// Keeps the `keep` largest living weights of all tensors together, at least one of each; exactly as many
     /// as asked for unless fewer live.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::{Weights, keep_count};
+    /// # fn f(weights: &Weights) {
+    /// weights.keep_largest(keep_count(weights.total(), 0.5));
+    /// # }
+    /// ```
     pub fn keep_largest(&self, keep: u64) {
         let keep = keep.min(self.alive().iter().sum());
         let kept = Tensor::keep_largest_of_all(&self.magnitudes(), &self.masks(), keep);
@@ -133,6 +231,14 @@ impl Weights {
     }
 
     /// Keeps so many of the largest living weights of each tensor, at least one.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights) {
+    /// let half: Vec<u64> = weights.alive().iter().map(|n| n / 2).collect();
+    /// weights.keep_largest_of_each(&half);
+    /// # }
+    /// ```
     pub fn keep_largest_of_each(&self, keep: &[u64]) {
         let (magnitudes, masks, alive) = (self.magnitudes(), self.masks(), self.alive());
         for (i, info) in self.infos.iter().enumerate() {
@@ -143,6 +249,13 @@ impl Weights {
     }
 
     /// Says how many weights live.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights) {
+    /// weights.report();
+    /// # }
+    /// ```
     pub fn report(&self) {
         let alive: u64 = self.alive().iter().sum();
         log::metric("alive", alive as f64);
@@ -150,6 +263,13 @@ impl Weights {
     }
 
     /// Masks of `alive` random places of each tensor.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::prune::Weights;
+    /// # fn f(weights: &Weights) {
+    /// let masks = weights.random_masks(&weights.alive(), 1);
+    /// # }
+    /// ```
     pub fn random_masks(&self, alive: &[u64], key: u64) -> Vec<Tensor> {
         let mut masks = Vec::new();
         for (i, (info, &alive)) in self.infos.iter().zip(alive).enumerate() {
@@ -171,6 +291,12 @@ fn is_named(info: &ParameterInfo, name: &str) -> bool {
 }
 
 /// How many of `n` weights live at a sparsity: n - round(sparsity n), at least one of a tensor that has any.
+///
+/// ```
+/// # use espalier_sdk::prune::keep_count;
+/// assert_eq!(keep_count(1000, 0.9), 100);
+/// assert_eq!(keep_count(10, 1.0), 1);
+/// ```
 pub fn keep_count(n: u64, sparsity: f64) -> u64 {
     let pruned = (sparsity.clamp(0.0, 1.0) * n as f64).round() as u64;
     (n - pruned.min(n)).max(n.min(1))
@@ -178,6 +304,12 @@ pub fn keep_count(n: u64, sparsity: f64) -> u64 {
 
 /// The cubic schedule of Zhu and Gupta 2017, equation 1: from `initial` at `begin` to `last` at `end`, fast at
 /// first; constant before and after.
+///
+/// ```
+/// # use espalier_sdk::prune::cubic_sparsity;
+/// assert_eq!(cubic_sparsity(0.0, 0.0, 100.0, 0.0, 0.9), 0.0);
+/// assert!((cubic_sparsity(50.0, 0.0, 100.0, 0.0, 0.9) - 0.7875).abs() < 1e-12);
+/// ```
 pub fn cubic_sparsity(step: f64, begin: f64, end: f64, initial: f64, last: f64) -> f64 {
     if step >= end {
         return last;

@@ -8,6 +8,12 @@ pub use host::{Advantage, Bounds, Drift, Prompt, RewardSpec, Rollout, Segment, T
 
 impl RewardSpec {
     /// An outcome reward from `min` to `max` and no terms.
+    ///
+    /// ```
+    /// # use espalier_sdk::rewards::RewardSpec;
+    /// let spec = RewardSpec::outcome(0.0, 1.0);
+    /// assert!(spec.terms.is_empty());
+    /// ```
     pub fn outcome(min: f64, max: f64) -> RewardSpec {
         RewardSpec {
             outcome: Bounds {
@@ -20,6 +26,12 @@ impl RewardSpec {
     }
 
     /// The same with another term.
+    ///
+    /// ```
+    /// # use espalier_sdk::rewards::RewardSpec;
+    /// let spec = RewardSpec::outcome(0.0, 1.0).term("format", 0.0, 0.1);
+    /// assert_eq!(spec.terms[0].name, "format");
+    /// ```
     pub fn term(mut self, name: &str, min: f64, max: f64) -> RewardSpec {
         self.terms.push(Bounds {
             name: name.into(),
@@ -32,6 +44,11 @@ impl RewardSpec {
 
 impl Bounds {
     /// The reward on a scale from 0 (`min`) to 1 (`max`); 0 where the range is a point.
+    ///
+    /// ```
+    /// # use espalier_sdk::rewards::RewardSpec;
+    /// assert_eq!(RewardSpec::outcome(-1.0, 3.0).outcome.unit(1.0), 0.5);
+    /// ```
     pub fn unit(&self, reward: f64) -> f64 {
         match self.max > self.min {
             true => (reward - self.min) / (self.max - self.min),
@@ -42,6 +59,11 @@ impl Bounds {
 
 impl Verdict {
     /// Right or wrong: reward 1 or 0, readable, no terms, no parts.
+    ///
+    /// ```
+    /// # use espalier_sdk::rewards::Verdict;
+    /// assert_eq!(Verdict::outcome(true).reward, 1.0);
+    /// ```
     pub fn outcome(correct: bool) -> Verdict {
         Verdict {
             reward: f64::from(u8::from(correct)),
@@ -55,12 +77,26 @@ impl Verdict {
 
 impl Rollout {
     /// What the trainer states under a name.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::rewards::Rollout;
+    /// # fn f(rollout: &Rollout) {
+    /// let hinted = rollout.tag("hint").is_some();
+    /// # }
+    /// ```
     pub fn tag(&self, name: &str) -> Option<f64> {
         let found = self.tags.iter().find(|(tag, _)| tag == name);
         found.map(|(_, value)| *value)
     }
 
     /// The number of tokens that the response was told to use, where it was told.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::rewards::Rollout;
+    /// # fn f(rollout: &Rollout) {
+    /// let over = rollout.budget().is_some_and(|tokens| f64::from(rollout.length) > tokens);
+    /// # }
+    /// ```
     pub fn budget(&self) -> Option<f64> {
         self.tag("budget")
     }
@@ -68,6 +104,11 @@ impl Rollout {
 
 impl Advantage {
     /// The same for every token.
+    ///
+    /// ```
+    /// # use espalier_sdk::rewards::Advantage;
+    /// assert_eq!(Advantage::of(0.5).values, [0.5]);
+    /// ```
     pub fn of(value: f64) -> Advantage {
         Advantage {
             values: vec![value],
@@ -76,6 +117,11 @@ impl Advantage {
     }
 
     /// The trainer leaves the rollout out.
+    ///
+    /// ```
+    /// # use espalier_sdk::rewards::Advantage;
+    /// assert!(!Advantage::dropped().keep);
+    /// ```
     pub fn dropped() -> Advantage {
         Advantage {
             values: vec![0.0],
@@ -85,6 +131,13 @@ impl Advantage {
 }
 
 /// Places of the rollouts of each group, groups in the order in which they first appear.
+///
+/// ```no_run
+/// # use espalier_sdk::rewards::{Rollout, groups, mean};
+/// # fn f(batch: &[Rollout]) {
+/// let means: Vec<f64> = groups(batch).iter().map(|group| mean(group.iter().map(|&i| batch[i].reward))).collect();
+/// # }
+/// ```
 pub fn groups(batch: &[Rollout]) -> Vec<Vec<usize>> {
     let mut number: BTreeMap<u64, usize> = BTreeMap::new();
     let mut groups: Vec<Vec<usize>> = Vec::new();
@@ -99,6 +152,11 @@ pub fn groups(batch: &[Rollout]) -> Vec<Vec<usize>> {
 }
 
 /// The mean; 0 of nothing.
+///
+/// ```
+/// # use espalier_sdk::rewards::mean;
+/// assert_eq!(mean([1.0, 2.0, 6.0]), 3.0);
+/// ```
 pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let (sum, count) = values
         .into_iter()
@@ -111,6 +169,11 @@ pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
 
 /// The standard deviation with `n - 1` below the sum of squares (the unbiased variance's root), as PyTorch's `std`;
 /// 0 of fewer than two values.
+///
+/// ```
+/// # use espalier_sdk::rewards::deviation;
+/// assert_eq!(deviation(&[1.0, 3.0, 5.0]), 2.0);
+/// ```
 pub fn deviation(values: &[f64]) -> f64 {
     if values.len() < 2 {
         return 0.0;

@@ -1,6 +1,12 @@
 //! Factors of the learning rate over a run.
 
 /// How the learning rate goes down.
+///
+/// ```
+/// # use espalier_sdk::schedule::Schedule;
+/// let lr = 0.1 * Schedule::Cosine.factor(50, 100, 0);
+/// assert!((lr - 0.05).abs() < 1e-12);
+/// ```
 #[derive(espalier_sdk_derive::Choice, Clone, Copy, Debug, PartialEq)]
 pub enum Schedule {
     /// It does not.
@@ -15,6 +21,12 @@ pub enum Schedule {
 
 impl Schedule {
     /// The factor for a step of `steps`, after a linear rise over the first `warmup` of them.
+    ///
+    /// ```
+    /// # use espalier_sdk::schedule::Schedule;
+    /// assert_eq!(Schedule::Linear.factor(4, 110, 10), 0.5); // rising
+    /// assert_eq!(Schedule::Linear.factor(60, 110, 10), 0.5); // falling
+    /// ```
     pub fn factor(self, step: u64, steps: u64, warmup: u64) -> f64 {
         if step < warmup {
             return (step + 1) as f64 / warmup as f64;

@@ -201,6 +201,41 @@ pub trait Normalizer: Sized + 'static {
 
 /// A normaliser that hears of the policy's drift and weighs prompts:
 /// `espalier_sdk::export!(tracking normalizer: T);`.
+///
+/// ```no_run
+/// use espalier_sdk::rewards::{Advantage, Drift, RewardSpec, Rollout};
+/// use espalier_sdk::{Error, Normalizer, RunInfo, TrackingNormalizer};
+///
+/// /// The reward as it is; prompts on which the policy moves are drawn more often.
+/// struct Restless {
+///     moved: Vec<(u64, f64)>,
+/// }
+///
+/// impl Normalizer for Restless {
+///     type Options = ();
+///
+///     fn new(_run: &RunInfo, _options: (), _rewards: &RewardSpec) -> Result<Self, Error> {
+///         Ok(Restless { moved: Vec::new() })
+///     }
+///
+///     fn normalize(&mut self, batch: &[Rollout]) -> Result<Vec<Advantage>, Error> {
+///         Ok(batch.iter().map(|rollout| Advantage::of(rollout.reward)).collect())
+///     }
+/// }
+///
+/// impl TrackingNormalizer for Restless {
+///     fn observe(&mut self, drifts: &[Drift]) {
+///         self.moved = drifts.iter().map(|d| (d.prompt, d.mean_abs_logratio)).collect();
+///     }
+///
+///     fn prompt_weights(&self, prompts: &[u64]) -> Vec<f64> {
+///         let of = |prompt| self.moved.iter().find(|(id, _)| *id == prompt);
+///         prompts.iter().map(|&id| 1.0 + of(id).map_or(0.0, |(_, moved)| *moved)).collect()
+///     }
+/// }
+///
+/// espalier_sdk::export!(tracking normalizer: Restless);
+/// ```
 pub trait TrackingNormalizer: Normalizer {
     /// After the update that followed `normalize`: how far the policy has moved on those prompts of that batch
     /// which had been answered before.
@@ -211,6 +246,13 @@ pub trait TrackingNormalizer: Normalizer {
 }
 
 /// A response to be judged.
+///
+/// ```no_run
+/// # use espalier_sdk::Response;
+/// # fn f(response: &Response, stop: u32) {
+/// let readable = response.finished && response.tokens.last() == Some(&stop);
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Response {
     /// The split of the prompt.
@@ -297,6 +339,62 @@ pub trait Tasks: Sized + 'static {
 }
 
 /// A world to act in, many instances side by side: `espalier_sdk::export!(mdp: T);`.
+///
+/// ```no_run
+/// use espalier_sdk::control::{ActionSpace, MdpSpec, Transition};
+/// use espalier_sdk::{Error, Mdp, RunInfo};
+///
+/// /// Each instance is a number that the action moves; the reward is higher the nearer it is to 0.
+/// struct Line {
+///     places: Vec<f64>,
+/// }
+///
+/// impl Mdp for Line {
+///     type Options = ();
+///
+///     fn new(_run: &RunInfo, _options: ()) -> Result<Self, Error> {
+///         Ok(Line { places: Vec::new() })
+///     }
+///
+///     fn spec(&self) -> MdpSpec {
+///         MdpSpec {
+///             observation: vec![(-10.0, 10.0)],
+///             action: ActionSpace::Continuous(vec![(-1.0, 1.0)]),
+///             max_steps: 100,
+///         }
+///     }
+///
+///     fn reset(&mut self, n: u32, _key: &[u64]) -> Vec<f64> {
+///         self.places = vec![5.0; n as usize];
+///         self.places.clone()
+///     }
+///
+///     fn step(&mut self, actions: &[f64]) -> Transition {
+///         for (place, action) in self.places.iter_mut().zip(actions) {
+///             *place = (*place + action).clamp(-10.0, 10.0);
+///         }
+///         Transition {
+///             observations: self.places.clone(),
+///             rewards: self.places.iter().map(|place| -place.abs()).collect(),
+///             terminated: vec![false; self.places.len()],
+///             truncated: vec![false; self.places.len()],
+///             last_observations: Vec::new(),
+///         }
+///     }
+///
+///     fn save(&self) -> Vec<u8> {
+///         espalier_sdk::state::Writer::new(1).f64s(&self.places).finish()
+///     }
+///
+///     fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
+///         let mut state = espalier_sdk::state::Reader::new(state, 1)?;
+///         self.places = state.f64s()?;
+///         state.end()
+///     }
+/// }
+///
+/// espalier_sdk::export!(mdp: Line);
+/// ```
 pub trait Mdp: Sized + 'static {
     /// What a run file may set.
     type Options: Options;
