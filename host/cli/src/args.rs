@@ -27,6 +27,12 @@ const TEST_HELP: &str = "\
 The plugin is a black box in whatever language, tried on problems that the host makes up.
 docs/conformance.md tells every law. Exit codes: 0 no law is broken, 1 some are, 2 the input was wrong.";
 
+const COMPLETIONS_HELP: &str = "\
+Where they go:
+  bash  espalier completions bash > ~/.local/share/bash-completion/completions/espalier
+  zsh   espalier completions zsh > DIR/_espalier      DIR being a folder of $fpath
+  fish  espalier completions fish > ~/.config/fish/completions/espalier.fish";
+
 /// Compose trainers and pruners, each a WebAssembly component, into one run.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_CODES, arg_required_else_help = true)]
@@ -45,6 +51,20 @@ pub enum Command {
     /// Keys: the author's own, which signs plugins, and those of others that are trusted
     #[command(after_help = EXIT_CODES)]
     Key(Key),
+    /// Print completions for a shell, to be read where it starts
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// A shell that completions are written for.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 /// Train, prune and measure as a run file says.
@@ -97,6 +117,18 @@ pub struct Plugin {
 pub enum PluginCommand {
     /// The plugins of the registry
     List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+        /// The registry [default: registry.toml here or in a folder above]
+        #[arg(long, value_name = "FILE")]
+        registry: Option<PathBuf>,
+    },
+    /// The registry's plugins whose name, slot or summary holds every one of some words
+    Search {
+        /// Words, in any case and order
+        #[arg(required = true)]
+        words: Vec<String>,
         /// One JSON object a line
         #[arg(long)]
         json: bool,
@@ -335,6 +367,23 @@ fn key_and_value(text: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn completions_name_every_command() {
+        use clap::CommandFactory;
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut script = Vec::new();
+            crate::completions::write(shell, &mut script);
+            let script = String::from_utf8_lossy(&script).into_owned();
+            for command in Args::command().get_subcommands() {
+                assert!(
+                    script.contains(command.get_name()),
+                    "{shell:?} lacks {command}"
+                );
+            }
+            assert!(script.contains("inspect") && script.contains("profile"));
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -1,6 +1,7 @@
 //! The `espalier` command: words in, words out. Everything that computes is in `espalier-runtime`.
 
 mod args;
+mod completions;
 mod key;
 mod output;
 mod plugin;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     match args.command {
         args::Command::Run(args) => run::command(args),
         args::Command::Plugin(args) => plugin::command(args),
+        args::Command::Completions { shell } => completions::command(shell),
         args::Command::Key(args) => key::command(args),
     }
 }

@@ -2,7 +2,7 @@
 //! writing, never the run: what follows is dropped in silence.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use espalier_runtime::diagnostic::Diagnostic;
 
@@ -27,9 +27,75 @@ pub fn error(error: &Diagnostic) {
     line(Stream::Error, error);
 }
 
+/// Colours and weights of text, on a terminal that wants them.
+#[derive(Clone, Copy, Debug)]
+pub struct Paint(bool);
+
+impl Paint {
+    /// On a terminal, unless `NO_COLOR` is set to anything (no-color.org) or the terminal is a dumb one.
+    pub fn of(stream: Stream) -> Paint {
+        let terminal = match stream {
+            Stream::Out => io::stdout().is_terminal(),
+            Stream::Error => io::stderr().is_terminal(),
+        };
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_none_or(|name| name == "dumb");
+        Paint(terminal && !unwanted && !dumb)
+    }
+
+    /// On or off whatever the terminal.
+    #[cfg(test)]
+    pub fn new(on: bool) -> Paint {
+        Paint(on)
+    }
+
+    /// Whether anything is painted.
+    pub fn on(self) -> bool {
+        self.0
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        match self.0 && !text.trim().is_empty() {
+            true => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
+            false => text.to_string(),
+        }
+    }
+
+    /// What to look at first.
+    pub fn strong(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    /// What to look at last.
+    pub fn faint(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    /// The name of a slot, each in a colour of its own.
+    pub fn slot(self, text: &str) -> String {
+        let code = match text.trim() {
+            "trainer" => "34",
+            "pruner" => "32",
+            "environment" => "33",
+            "normalizer" => "35",
+            _ => "36",
+        };
+        self.with(code, text)
+    }
+}
+
 /// Columns of text, each as wide as its widest cell; the last is not padded. Columns in `right` are aligned to
 /// the right. Each row is indented by two spaces.
 pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+    painted_table(rows, right, |_, _, cell| cell.to_string())
+}
+
+/// As [`table`]; `paint` gets row, column and padded cell, and may put codes without width around it.
+pub fn painted_table(
+    rows: &[Vec<String>],
+    right: &[usize],
+    paint: impl Fn(usize, usize, &str) -> String,
+) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter()
@@ -40,7 +106,7 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let widths: Vec<usize> = (0..columns)
         .map(|column| width(column).unwrap_or(0))
         .collect();
-    let render = |row: &Vec<String>| {
+    let render = |(number, row): (usize, &Vec<String>)| {
         let mut text = String::new();
         for (column, cell) in row.iter().enumerate() {
             let space = " ".repeat(widths[column] - cell.chars().count());
@@ -49,11 +115,18 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
             } else {
                 ("", space.as_str())
             };
-            text.push_str(&format!("  {before}{cell}{after}"));
+            // The last cell's padding would be space at the end of the line.
+            let after = if column + 1 == row.len() { "" } else { after };
+            let cell = paint(number, column, &format!("{before}{cell}{after}"));
+            text.push_str(&format!("  {cell}"));
         }
         text.trim_end().to_string()
     };
-    rows.iter().map(render).collect::<Vec<_>>().join("\n")
+    rows.iter()
+        .enumerate()
+        .map(render)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Breaks text into lines of at most `width` characters; a longer word has a line of its own.

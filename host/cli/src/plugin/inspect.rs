@@ -10,7 +10,7 @@ use espalier_runtime::registry::{Entry, Registry};
 use serde::Serialize;
 
 use super::{open, unwritable};
-use crate::output::{self, Stream};
+use crate::output::{self, Paint, Stream};
 
 /// What `inspect` shows: the component's own words, and where it was found.
 #[derive(Serialize)]
@@ -44,7 +44,7 @@ pub fn inspect(plugin: &str, json: bool, registry: Option<PathBuf>) -> Result<()
             serde_json::to_string(&found).map_err(unwritable)?,
         );
     } else {
-        output::line(Stream::Out, describe(&found));
+        output::line(Stream::Out, describe(&found, Paint::of(Stream::Out)));
     }
     Ok(())
 }
@@ -78,7 +78,7 @@ fn from_registry(name: &str, registry: &Registry) -> Result<Found, Diagnostic> {
     })
 }
 
-fn describe(found: &Found) -> String {
+fn describe(found: &Found, paint: Paint) -> String {
     let plugin = &found.inspection;
     let mut rows = vec![
         ["slot".to_string(), plugin.slot.to_string()],
@@ -103,10 +103,14 @@ fn describe(found: &Found) -> String {
     let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
     let mut text = format!(
         "{} {}\n{}\n\n{}\n",
-        plugin.name,
+        paint.strong(&plugin.name),
         plugin.version,
         plugin.summary,
-        output::table(&rows, &[])
+        output::painted_table(&rows, &[], |row, column, cell| match (row, column) {
+            (0, 1) => paint.slot(cell),
+            (_, 0) => paint.faint(cell),
+            _ => cell.to_string(),
+        })
     );
     if plugin.options.is_empty() {
         text.push_str("\nno options");
@@ -115,8 +119,9 @@ fn describe(found: &Found) -> String {
     text.push_str(&format!("\noptions, under [{}.with]", plugin.slot));
     for option in &plugin.options {
         let default = options::show(&option.default);
-        text.push_str(&format!("\n  {} = {default}\n", option.name));
-        text.push_str(&format!("      {}", options::expectation(option)));
+        text.push_str(&format!("\n  {} = {default}\n", paint.strong(&option.name)));
+        let expected = options::expectation(option);
+        text.push_str(&format!("      {}", paint.faint(&expected)));
         for line in output::wrap(&option.doc, 90)
             .iter()
             .filter(|line| !line.is_empty())

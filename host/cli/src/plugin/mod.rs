@@ -21,7 +21,12 @@ use crate::output;
 /// Carries out `espalier plugin ...`.
 pub fn command(args: args::Plugin) -> ExitCode {
     let result = match args.command {
-        PluginCommand::List { json, registry } => list::list(json, registry),
+        PluginCommand::List { json, registry } => list::list(&[], json, registry),
+        PluginCommand::Search {
+            words,
+            json,
+            registry,
+        } => list::list(&words, json, registry),
         PluginCommand::Inspect {
             plugin,
             json,
