@@ -133,6 +133,13 @@ impl ParameterSet {
     }
 
     /// Names some parameters once, for a step that treats them together.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// let all = set.select(&set.trainable());
+    /// # }
+    /// ```
     pub fn select<S: AsRef<str>>(&self, names: &[S]) -> Selection {
         let names: Vec<String> = names.iter().map(|name| name.as_ref().to_string()).collect();
         Selection(host::select(&self.0, &names))
@@ -299,32 +306,81 @@ impl ParameterSet {
 
 /// Some parameters of one set, in an order of the plugin's. Worth keeping between steps: naming them costs, using
 /// them again does not.
+///
+/// ```no_run
+/// # use espalier_sdk::{ParameterSet, Tensor};
+/// # use espalier_sdk::parameters::SgdOptions;
+/// # fn f(loss: &Tensor) {
+/// let set = ParameterSet::main();
+/// let all = set.select(&set.trainable());
+/// all.minimize_sgd(loss, SgdOptions { lr: 0.1, ..SgdOptions::default() });
+/// # }
+/// ```
 pub struct Selection(host::Selection);
 
 impl Selection {
     /// The tracked leaves, as [`ParameterSet::value`] gives each.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::parameters::Selection;
+    /// # fn f(all: &Selection) {
+    /// let norms = all.values().iter().map(|w| w.vector_norm(&[], 0.0).item());
+    /// # }
+    /// ```
     pub fn values(&self) -> Vec<Tensor> {
         let values = host::values(&self.0);
         values.into_iter().map(Tensor::from_raw).collect()
     }
 
     /// Gradients of a scalar with respect to the parameters, in their order; frees the graph on the way.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::Tensor;
+    /// # use espalier_sdk::parameters::Selection;
+    /// # fn f(all: &Selection, loss: &Tensor) {
+    /// let gradients = all.gradients(loss);
+    /// # }
+    /// ```
     pub fn gradients(&self, loss: &Tensor) -> Vec<Tensor> {
         let grads = host::gradients(&self.0, loss.raw());
         grads.into_iter().map(Tensor::from_raw).collect()
     }
 
     /// Gradients of a scalar, and one SGD step with them: for a step that does nothing else with its gradients.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::Tensor;
+    /// # use espalier_sdk::parameters::{Selection, SgdOptions};
+    /// # fn f(all: &Selection, loss: &Tensor) {
+    /// all.minimize_sgd(loss, SgdOptions { lr: 0.1, ..SgdOptions::default() });
+    /// # }
+    /// ```
     pub fn minimize_sgd(&self, loss: &Tensor, options: SgdOptions) {
         optim::minimize_sgd(&self.0, loss.raw(), options);
     }
 
     /// As [`Selection::minimize_sgd`], with Adam.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::Tensor;
+    /// # use espalier_sdk::parameters::{AdamOptions, Selection};
+    /// # fn f(all: &Selection, loss: &Tensor) {
+    /// all.minimize_adam(loss, AdamOptions::default());
+    /// # }
+    /// ```
     pub fn minimize_adam(&self, loss: &Tensor, options: AdamOptions) {
         optim::minimize_adam(&self.0, loss.raw(), options);
     }
 
     /// As [`Selection::minimize_sgd`], with AdamW.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::Tensor;
+    /// # use espalier_sdk::parameters::{AdamOptions, Selection};
+    /// # fn f(all: &Selection, loss: &Tensor) {
+    /// all.minimize_adamw(loss, AdamOptions { weight_decay: 0.1, ..AdamOptions::default() });
+    /// # }
+    /// ```
     pub fn minimize_adamw(&self, loss: &Tensor, options: AdamOptions) {
         optim::minimize_adamw(&self.0, loss.raw(), options);
     }

@@ -151,7 +151,7 @@ fn a_profile_of_training_adds_up_and_names_every_plugin_and_call() {
         found.map_or(0, |o| o.calls)
     };
     assert!(operation("backprop", "data.next") >= steps);
-    assert!(operation("backprop", "autograd.grad") >= steps);
+    assert!(operation("backprop", "model.forward") >= steps);
     assert!(operation("backprop", "tensors.drop") >= steps);
     assert!(operation("magnitude", "parameters.set-mask") > 0);
     let parts: Vec<&str> = profile.parts.iter().map(|p| p.part.as_str()).collect();
