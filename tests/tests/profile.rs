@@ -235,13 +235,10 @@ fn the_command_prints_the_tables_and_tells_machines_the_same() {
     assert!(serde_json::from_str::<Value>(&std::fs::read_to_string(&trace).unwrap()).is_ok());
 
     let (_, lines, _) = command("json", &["--json"]);
-    let events = lines
+    let mut events = lines
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let profile = events
-        .filter(|event| event["event"] == "profile")
-        .last()
-        .unwrap();
+    let profile = events.rfind(|event| event["event"] == "profile").unwrap();
     assert!(profile["seconds"].as_f64().unwrap() > 0.0);
     assert_eq!(profile["calls"][0]["plugin"], "backprop");
 

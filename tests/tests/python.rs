@@ -107,7 +107,7 @@ fn a_normaliser_in_python_gives_the_advantages_of_its_twin_in_rust() {
 /// Groups of about eight; in every third round each has equal rewards.
 fn rollout(sample: u64, round: u64, draw: &mut Draw) -> Rollout {
     let group = draw.bits() % 4;
-    let reward = if round % 3 == 0 {
+    let reward = if round.is_multiple_of(3) {
         group as f64
     } else {
         draw.unit() * 4.0 - 1.0

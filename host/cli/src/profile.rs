@@ -168,7 +168,7 @@ fn memory(profile: &Profile) -> String {
 /// Three digits: `1.23 s`, `45.6 ms`, `789 us`, `0.05 us`.
 fn time(seconds: f64) -> String {
     let (value, unit) = match seconds {
-        s if s == 0.0 => return "-".into(),
+        0.0 => return "-".into(),
         s if s >= 0.9995 => (s, "s"),
         s if s >= 0.9995e-3 => (s * 1e3, "ms"),
         s => (s * 1e6, "us"),

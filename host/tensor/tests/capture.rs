@@ -113,7 +113,7 @@ fn a_program_serves_tensors_that_lie_anywhere() {
     let mut program = record(step, &[values(1, &[4, 2])]).unwrap();
     let large = values(2, &[9, 2]);
     let inner = ops::slice(&large, 0, 3, 7).unwrap();
-    let found = replay(&mut program, &[inner.clone()]);
+    let found = replay(&mut program, std::slice::from_ref(&inner));
     assert!(same_bits(&found[0], &step(&[inner]).unwrap()[0]));
 }
 
@@ -236,7 +236,10 @@ fn what_cannot_be_captured_is_refused_with_a_reason() {
     let beside: StepFn = &|t| Ok(vec![ops::add(&t[0], &outside)?]);
     assert!(reason(beside, std::slice::from_ref(&x)).contains("pass it as an input"));
     let random: StepFn = &|t| Ok(vec![ops::add(&t[0], &values(7, &[4, 4]))?]);
-    assert_eq!(reason(random, std::slice::from_ref(&x)), "`normal` cannot be captured");
+    assert_eq!(
+        reason(random, std::slice::from_ref(&x)),
+        "`normal` cannot be captured"
+    );
     let dropped: StepFn = &|t| Ok(vec![nn::dropout(&t[0], 0.5, &Key::new(&[1]))?]);
     assert_eq!(
         reason(dropped, std::slice::from_ref(&x)),

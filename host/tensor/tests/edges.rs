@@ -100,7 +100,7 @@ fn maps_at_the_edges_of_vectors_blocks_and_threads() {
         (
             "softplus",
             ops::softplus,
-            |x| x.max(0.0) + (-x.abs()).exp().ln_1p() + 0.0 * x.min(1.0).max(-1.0),
+            |x| x.max(0.0) + (-x.abs()).exp().ln_1p() + 0.0 * x.clamp(-1.0, 1.0),
             8.0,
         ),
         ("silu", nn::silu, |x| x * (1.0 / (1.0 + (-x).exp())), 12.0),
