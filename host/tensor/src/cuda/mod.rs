@@ -147,7 +147,8 @@ impl Gpu {
     /// [`DeviceError::Engine`] over the account's limit, before anything is allocated;
     /// [`DeviceError::Refused`] where the GPU's memory is full.
     pub fn upload<E: GpuElement>(&self, elements: &[E]) -> Result<Buffer<E>, DeviceError> {
-        let charge = Charge::take(
+        let mut charge = Charge::default();
+        charge.renew(
             "upload",
             (elements.len() as u64).saturating_mul(E::DTYPE.size() as u64),
         )?;
