@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use espalier_tensor::account::NODE_BYTES;
 use espalier_tensor::threads;
 
 use super::company::company;
@@ -287,7 +288,8 @@ pub(super) fn left(runner: &Runner) -> Left {
 pub(super) fn held(runner: &Runner, slot: Slot) -> Held {
     let of = |session: &crate::host::session::Session| {
         let guest = session.guest();
-        (guest.handles() as u64, guest.account.used_bytes())
+        let nodes = guest.account.live_nodes() * NODE_BYTES;
+        (guest.handles() as u64, guest.account.used_bytes() + nodes)
     };
     match slot {
         Slot::Trainer => runner.shared.trainer.borrow().as_ref().map(of),
