@@ -7,9 +7,11 @@
 use std::io::Write;
 use std::process::Command;
 
+use espalier_runtime::conformance::{self, Setup};
 use espalier_runtime::diagnostic::Diagnostic;
 use espalier_runtime::events::{Ending, Event};
 use espalier_runtime::plan::OptionValue;
+use espalier_runtime::registry::Registry;
 use espalier_tests::draw::Draw;
 use espalier_tests::lab::Lab;
 use espalier_tests::normalizer::{Bounds, Normalizer, RewardSpec, Rollout};
@@ -262,5 +264,23 @@ source = { path = "." }
             (found - expected).abs() < 1e-12,
             "{found}, expected {expected}"
         );
+    }
+}
+
+#[test]
+fn the_plugins_in_python_keep_the_laws_of_their_slots() {
+    if !can_build() {
+        return;
+    }
+    let registry = Registry::load(&workspace().join("registry.toml")).unwrap();
+    for name in ["grpo-python", "magnitude-python"] {
+        let entry = registry.entry(name).unwrap();
+        let resolved = registry.resolve(&[entry], &mut |_| {}).unwrap();
+        let report = conformance::check(name, &resolved[0].bytes, &Setup::default()).unwrap();
+        let broken: Vec<String> = report
+            .broken()
+            .map(|(law, fault)| format!("{law}: {}", fault.found))
+            .collect();
+        assert!(broken.is_empty(), "{name}: {broken:?}");
     }
 }
