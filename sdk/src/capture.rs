@@ -39,12 +39,27 @@ use crate::tensor::Tensor;
 ///
 /// The closure runs only when the step is recorded (twice for each shape of its inputs) or cannot be captured, so
 /// it must not look at anything else, and it can't: it is refused by the compiler if it captures a variable.
+///
+/// ```no_run
+/// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+/// # fn f(x: &Tensor) {
+/// let mut captured: Captured<f64> = Captured::new("sharpen");
+/// let y = captured.map(&2.0, &[x], &[], |power, step| vec![step.input(0).tanh() * *power]);
+/// # }
+/// ```
 pub struct Captured<S> {
     raw: host::Captured,
     settings: Option<S>,
 }
 
 /// What a captured step gave.
+///
+/// ```no_run
+/// # use espalier_sdk::{StepReport, capture::Done};
+/// # fn f(done: Done) -> StepReport {
+/// StepReport::new(done.values[0], done.count)
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Done {
     /// The values that the closure returned.
@@ -54,6 +69,13 @@ pub struct Done {
 }
 
 /// A captured step as its closure sees it.
+///
+/// ```no_run
+/// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+/// # fn f(step: &Step) -> Tensor {
+/// step.input(0) * step.number(0)
+/// # }
+/// ```
 pub struct Step<'a> {
     raw: &'a host::Captured,
     batch: Option<Batch>,
@@ -62,6 +84,13 @@ pub struct Step<'a> {
 
 impl Step<'_> {
     /// The batch. Panics where the step was not made with [`Captured::over`].
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f(step: &Step) -> Tensor {
+    /// step.batch().inputs().mean(&[])
+    /// # }
+    /// ```
     pub fn batch(&self) -> &Batch {
         match &self.batch {
             Some(batch) => batch,
@@ -70,16 +99,37 @@ impl Step<'_> {
     }
 
     /// An input by its place.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f(step: &Step) -> Tensor {
+    /// step.input(0).exp()
+    /// # }
+    /// ```
     pub fn input(&self, place: usize) -> &Tensor {
         self.inputs[place]
     }
 
     /// A number by its place, as an f32 tensor without axes.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f(step: &Step, noise: &Tensor) -> Tensor {
+    /// noise * step.number(1)
+    /// # }
+    /// ```
     pub fn number(&self, place: u32) -> Tensor {
         Tensor::from_raw(host::number(self.raw, place))
     }
 
     /// One step of stochastic gradient descent with a number as its learning rate; that of `options` is ignored.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f(step: &Step, set: &ParameterSet, names: &[String], grads: &[Tensor]) {
+    /// step.sgd(set, names, grads, SgdOptions::default(), 0); // number 0 is the learning rate
+    /// # }
+    /// ```
     pub fn sgd(
         &self,
         set: &ParameterSet,
@@ -92,6 +142,13 @@ impl Step<'_> {
     }
 
     /// One step of Adam with a number as its learning rate; that of `options` is ignored.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f(step: &Step, set: &ParameterSet, names: &[String], grads: &[Tensor]) {
+    /// step.adam(set, names, grads, AdamOptions::default(), 0); // number 0 is the learning rate
+    /// # }
+    /// ```
     pub fn adam(
         &self,
         set: &ParameterSet,
@@ -104,6 +161,13 @@ impl Step<'_> {
     }
 
     /// One step of AdamW with a number as its learning rate; that of `options` is ignored.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f(step: &Step, set: &ParameterSet, names: &[String], grads: &[Tensor]) {
+    /// step.adamw(set, names, grads, AdamOptions::default(), 0); // number 0 is the learning rate
+    /// # }
+    /// ```
     pub fn adamw(
         &self,
         set: &ParameterSet,
@@ -132,6 +196,13 @@ impl<F> Nothing<F> {
 
 impl<S: Clone + PartialEq> Captured<S> {
     /// A step that takes its batches from a stream. `name` stands in what the log says of it.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f(stream: &Stream) {
+    /// let captured: Captured<Vec<String>> = Captured::over("step", stream);
+    /// # }
+    /// ```
     pub fn over(name: &str, stream: &Stream) -> Captured<S> {
         Captured {
             raw: host::open(name, Some(stream.raw())),
@@ -140,6 +211,13 @@ impl<S: Clone + PartialEq> Captured<S> {
     }
 
     /// A step without a stream.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f() {
+    /// let captured: Captured<()> = Captured::new("leapfrog");
+    /// # }
+    /// ```
     pub fn new(name: &str) -> Captured<S> {
         Captured {
             raw: host::open(name, None),
@@ -148,6 +226,18 @@ impl<S: Clone + PartialEq> Captured<S> {
     }
 
     /// Does the step; the closure returns tensors of one element whose values are wanted.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f(captured: &mut Captured<Vec<String>>, names: &Vec<String>, lr: f64) {
+    /// let done = captured.step(names, &[lr], |names, step| {
+    ///     let set = ParameterSet::main();
+    ///     let loss = set.value(&names[0]).square().mean(&[]);
+    ///     step.sgd(&set, names, &set.grad(&loss, names), SgdOptions::default(), 0);
+    ///     vec![loss]
+    /// });
+    /// # }
+    /// ```
     pub fn step<F: Fn(&S, &Step) -> Vec<Tensor>>(
         &mut self,
         settings: &S,
@@ -171,6 +261,13 @@ impl<S: Clone + PartialEq> Captured<S> {
     }
 
     /// From inputs to tensors; the results are untracked. Inputs are contiguous.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::{Tensor, ParameterSet, Stream, capture::{Captured, Step}, parameters::*};
+    /// # fn f(captured: &mut Captured<()>, x: &Tensor, t: f64) {
+    /// let moved = captured.map(&(), &[x], &[t], |_, step| vec![step.input(0) + step.number(0)]);
+    /// # }
+    /// ```
     pub fn map<F: Fn(&S, &Step) -> Vec<Tensor>>(
         &mut self,
         settings: &S,
