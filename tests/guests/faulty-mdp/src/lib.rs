@@ -63,10 +63,10 @@ impl Mdp for Faulty {
     fn step(&mut self, actions: &[f64]) -> Transition {
         let mut truncated = Vec::new();
         let mut last_observations = Vec::new();
-        for i in 0..self.places.len() {
+        for (i, action) in actions.iter().enumerate() {
             let start = self.start(i as u32);
             let (place, steps) = &mut self.places[i];
-            let next = *place + 0.2 * (actions[i] - 0.5);
+            let next = *place + 0.2 * (*action - 0.5);
             *place = match self.fault {
                 Fault::LeavesItsRange => next,
                 _ => next.clamp(-1.0, 1.0),
