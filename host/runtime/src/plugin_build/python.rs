@@ -93,6 +93,16 @@ pub(super) fn build(
     let output = folder.join("build");
     let file = output.join(format!("{}.wasm", tool.module));
     let stamp = output.join(format!("{}.stamp", tool.module));
+    let unwritable = |error: std::io::Error| {
+        Diagnostic::new(format!("plugin `{name}` cannot be built"))
+            .at(output.display().to_string())
+            .because_io(&error)
+    };
+    // Two runs that begin at once must not build into each other; the second finds what the first has made.
+    let lock = fs::create_dir_all(&output)
+        .and_then(|()| fs::File::create(output.join("lock")))
+        .map_err(unwritable)?;
+    lock.lock().map_err(unwritable)?;
     let wanted = fingerprint(name, folder, &tool)?;
     if file.is_file() && fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(Built { file, fresh: true });
@@ -104,11 +114,6 @@ pub(super) fn build(
     // Without the stamp, a build that ends in the middle is not taken for a whole one.
     let _ = fs::remove_file(&stamp);
     let sdk = output.join("sdk");
-    let unwritable = |error: std::io::Error| {
-        Diagnostic::new(format!("plugin `{name}` cannot be built"))
-            .at(output.display().to_string())
-            .because_io(&error)
-    };
     lay_out(&sdk).map_err(unwritable)?;
     let partial = output.join(format!("{}.wasm.tmp", tool.module));
     run(name, folder, |command| {
