@@ -35,6 +35,8 @@ macro_rules! interface {
 
 /// The files of `wit/`.
 const INTERFACE: [(&str, &str); 11] = interface![
+    "architecture.wit",
+    "auditing.wit",
     "autograd.wit",
     "capture.wit",
     "data.wit",
@@ -44,8 +46,11 @@ const INTERFACE: [(&str, &str); 11] = interface![
     "random.wit",
     "rewards.wit",
     "rollouts.wit",
+    "searching.wit",
     "slots.wit",
     "tensors.wit",
+    "transforming.wit",
+    "tuning.wit",
 ];
 
 const WORLDS: [&str; 6] = [
