@@ -11,7 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use crate::account::NodeCount;
 use crate::counted::Counted;
@@ -94,6 +94,9 @@ pub(crate) struct Node {
     shape: Dims,
     dtype: DType,
     leaf: bool,
+    /// What products multiply by in the place of this node's tensor when they pass a gradient back to their
+    /// other operand: [`Tensor::with_backward`].
+    backward: OnceLock<Tensor>,
     body: Mutex<Body>,
 }
 
@@ -184,12 +187,23 @@ impl Node {
             shape: tensor.layout().shape,
             dtype: tensor.dtype(),
             leaf: true,
+            backward: OnceLock::new(),
             body: Mutex::new(Body::default()),
         })
     }
 
     pub(crate) fn is_leaf(&self) -> bool {
         self.leaf
+    }
+
+    pub(crate) fn backward(&self) -> Option<&Tensor> {
+        self.backward.get()
+    }
+
+    /// Sets what [`backward`](Node::backward) returns; a node just made has none.
+    pub(crate) fn set_backward(&self, backward: Tensor) {
+        // Only a second setting fails, and there is none.
+        let _ = self.backward.set(backward);
     }
 
     fn body(&self) -> MutexGuard<'_, Body> {
@@ -338,6 +352,7 @@ pub(crate) fn attach(
         shape: out.layout().shape,
         dtype: out.dtype(),
         leaf: false,
+        backward: OnceLock::new(),
         body: Mutex::new(Body {
             parents,
             saved: Some(saved),
@@ -345,6 +360,18 @@ pub(crate) fn attach(
         }),
     };
     out.with_node(Some(Counted::new(node)))
+}
+
+/// Gives `y`, a view of `t`, the same view of what products multiply by in `t`'s place, where there is something.
+pub(crate) fn carry_backward(
+    y: Tensor,
+    t: &Tensor,
+    view: impl FnOnce(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    if let (Some(backward), Some(node)) = (t.backward_value(), y.node()) {
+        node.set_backward(view(backward)?);
+    }
+    Ok(y)
 }
 
 /// Gradients of `outputs` with respect to `inputs`, one per input, each of its input's shape and type.

@@ -60,7 +60,7 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     capture::note(OP, &[], parents, &out, || {
         |t: &[Tensor]| linear(&t[0], &t[1], t.get(2))
     });
-    let (kept_x, kept_w) = (x.clone(), w.clone());
+    let (kept_x, kept_w) = (x.on_the_way_back(), w.on_the_way_back());
     let has_bias = bias.is_some();
     Ok(record(OP, out, parents, move |flow| {
         let dy = &flow.grad;

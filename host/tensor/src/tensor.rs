@@ -251,6 +251,43 @@ impl Tensor {
         Tensor::at(self.0.storage.clone(), self.0.layout, node)
     }
 
+    /// As [`with_requires_grad`](Tensor::with_requires_grad), with another value for the way back: where this
+    /// leaf is an operand of a product (matrix product, convolution, linear and recurrent layers), the gradient of
+    /// the other operand is computed with `backward` in its place. The gradient of the leaf is what it is without.
+    /// Views of the leaf keep it, all other operations drop it; a gradient of a gradient takes it for a constant.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::DType`] unless `backward` is like this tensor.
+    pub fn with_backward(&self, backward: &Tensor) -> Result<Tensor> {
+        const OP: &str = "with_backward";
+        if backward.shape() != self.shape() {
+            let shapes = [self.shape(), backward.shape()];
+            return Err(Error::shape(OP, "needs two tensors of one shape", &shapes));
+        }
+        if backward.dtype() != self.dtype() {
+            return Err(Error::DType {
+                op: OP,
+                found: vec![self.dtype(), backward.dtype()],
+                expected: "two tensors of one element type",
+            });
+        }
+        let leaf = self.with_requires_grad();
+        if let Some(node) = leaf.node() {
+            node.set_backward(backward.detach());
+        }
+        Ok(leaf)
+    }
+
+    /// What [`with_backward`](Tensor::with_backward) gave this leaf, or the leaf that this tensor is a view of.
+    pub fn backward_value(&self) -> Option<&Tensor> {
+        self.0.node.as_ref()?.backward()
+    }
+
+    /// This tensor as a product's gradient rule multiplies by it.
+    pub(crate) fn on_the_way_back(&self) -> Tensor {
+        self.backward_value().unwrap_or(self).clone()
+    }
+
     /// This tensor with its elements row-major without gaps: itself where they are already, else a copy
     /// through which gradients flow.
     ///
@@ -261,9 +298,10 @@ impl Tensor {
             return Ok(self.clone());
         }
         let copy = self.copied("contiguous")?;
-        Ok(autograd::record("contiguous", copy, &[self], |flow| {
+        let y = autograd::record("contiguous", copy, &[self], |flow| {
             Ok(vec![Some(flow.grad.clone())])
-        }))
+        });
+        autograd::carry_backward(y, self, Tensor::contiguous)
     }
 
     /// The elements without a graph, row-major without gaps: what a kernel reads through

@@ -4,7 +4,7 @@
 use espalier_tensor::account::Account;
 use espalier_tensor::autograd::{grad, grad_enabled, no_grad, set_grad_enabled, vjp};
 use espalier_tensor::threads::Pool;
-use espalier_tensor::{DType, Error, Tensor, ops};
+use espalier_tensor::{DType, Error, Tensor, nn, ops};
 
 fn leaf(values: &[f64]) -> Tensor {
     Tensor::from_f64s(values, &[values.len()], DType::F64)
@@ -415,4 +415,150 @@ fn graphs_can_be_built_on_one_thread_and_used_on_another() {
         .unwrap()
         .join()
         .unwrap();
+}
+
+/// Some numbers without a pattern, of f64.
+fn spread(shape: &[usize], seed: u64) -> Tensor {
+    let n = shape.iter().product::<usize>() as u64;
+    let values: Vec<f64> = (0..n)
+        .map(|i| ((i * 7 + seed * 13) as f64 * 0.7391).sin())
+        .collect();
+    Tensor::from_f64s(&values, shape, DType::F64).unwrap()
+}
+
+/// A product of an input with a weight.
+type Product = fn(&Tensor, &Tensor) -> espalier_tensor::Result<Tensor>;
+
+#[test]
+fn a_backward_value_stands_for_the_weight_in_the_gradient_of_the_other_operand_only() {
+    let products: [(&str, &[usize], &[usize], Product); 9] = [
+        ("linear", &[5, 3], &[4, 3], |x, w| nn::linear(x, w, None)),
+        ("linear of series", &[2, 5, 3], &[4, 3], |x, w| {
+            nn::linear(x, w, None)
+        }),
+        ("matmul", &[5, 3], &[3, 4], ops::matmul),
+        ("matmul of a batch", &[2, 5, 3], &[3, 4], ops::matmul),
+        ("matmul, the weight first", &[3, 4], &[5, 3], |x, w| {
+            ops::matmul(w, x)
+        }),
+        ("a transposed weight", &[5, 3], &[4, 3], |x, w| {
+            ops::matmul(x, &ops::permute_dims(w, &[1, 0])?)
+        }),
+        ("a weight cut and reshaped", &[5, 3], &[26], |x, w| {
+            ops::matmul(x, &ops::reshape(&ops::slice(w, 0, 2, 14)?, &[3, 4])?)
+        }),
+        (
+            "a weight repeated and copied",
+            &[2, 5, 3],
+            &[3, 4],
+            |x, w| {
+                let w = ops::permute_dims(&ops::broadcast_to(w, &[2, 3, 4])?, &[0, 2, 1])?;
+                ops::matmul(x, &ops::permute_dims(&w.contiguous()?, &[0, 2, 1])?)
+            },
+        ),
+        ("conv2d", &[2, 3, 5, 5], &[4, 3, 3, 3], |x, w| {
+            nn::conv2d(x, w, None, (1, 1), (1, 1), (1, 1), 1)
+        }),
+    ];
+    for (name, x, w, product) in products {
+        let (x, forward, backward) = (
+            spread(x, 1).with_requires_grad(),
+            spread(w, 2),
+            spread(w, 3),
+        );
+        for create_graph in [false, true] {
+            let gradients = |w: &Tensor| {
+                let y = product(&x, w).unwrap();
+                let cotangent = spread(y.shape(), 4);
+                let found = grad(&[&y], &[Some(&cotangent)], &[&x, w], create_graph, false);
+                let found: Vec<_> = found
+                    .unwrap()
+                    .iter()
+                    .map(|t| t.to_list().unwrap())
+                    .collect();
+                (y.to_list().unwrap(), found[0].clone(), found[1].clone())
+            };
+            let (y, dx, dw) = gradients(&forward.with_backward(&backward).unwrap());
+            let (plain_y, plain_dx, plain_dw) = gradients(&forward.with_requires_grad());
+            assert_eq!((y, dw), (plain_y, plain_dw), "{name}");
+            assert_eq!(dx, gradients(&backward.with_requires_grad()).1, "{name}");
+            assert_ne!(dx, plain_dx, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_recurrent_layer_goes_back_through_the_backward_values_of_its_weights() {
+    let x = spread(&[2, 3, 4], 1).with_requires_grad();
+    let gradients = |gates: usize, twins: [bool; 2], create_graph: bool| {
+        let weight = |shape: &[usize], seed, twin: bool| match twin {
+            true => spread(shape, seed)
+                .with_backward(&spread(shape, seed + 10))
+                .unwrap(),
+            false => spread(shape, seed).with_requires_grad(),
+        };
+        let w_ih = weight(&[gates * 2, 4], 2, twins[0]);
+        let w_hh = weight(&[gates * 2, 2], 3, twins[1]);
+        let run = if gates == 4 { nn::lstm } else { nn::rnn };
+        let y = run(&x, &w_ih, &w_hh, None, None).unwrap();
+        let cotangent = spread(y.shape(), 4);
+        let all = [&x, &w_ih, &w_hh];
+        let found = grad(&[&y], &[Some(&cotangent)], &all, create_graph, false).unwrap();
+        found
+            .iter()
+            .map(|t| t.to_list().unwrap())
+            .collect::<Vec<_>>()
+    };
+    for gates in [1, 4] {
+        let plain = gradients(gates, [false, false], false);
+        for twins in [[true, false], [false, true], [true, true]] {
+            let fused = gradients(gates, twins, false);
+            // The composed form multiplies with `linear`, step by step.
+            let composed = gradients(gates, twins, true);
+            for (a, b) in fused.iter().flatten().zip(composed.iter().flatten()) {
+                assert!((a - b).abs() < 1e-12, "{gates} {twins:?}: {a} and {b}");
+            }
+            assert_ne!(fused[0], plain[0], "{gates} {twins:?}");
+            // The input's weight is multiplied by nothing that leads to a weight.
+            assert_eq!(fused[1] == plain[1], !twins[1], "{gates} {twins:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_computed_from_a_weight_has_no_backward_value() {
+    let w = spread(&[4, 3], 1)
+        .with_backward(&spread(&[4, 3], 2))
+        .unwrap();
+    assert!(
+        ops::reshape(&w, &[3, 4])
+            .unwrap()
+            .backward_value()
+            .is_some()
+    );
+    for y in [
+        w.detach(),
+        ops::multiply(&w, 2.0).unwrap(),
+        ops::astype(&w, DType::F32).unwrap(),
+    ] {
+        assert!(y.backward_value().is_none());
+    }
+    let _off = no_grad();
+    assert!(
+        ops::reshape(&w, &[3, 4])
+            .unwrap()
+            .backward_value()
+            .is_none()
+    );
+}
+
+#[test]
+fn a_backward_value_is_like_its_leaf() {
+    let w = spread(&[4, 3], 1);
+    assert!(matches!(
+        w.with_backward(&spread(&[3, 4], 2)),
+        Err(Error::Shape { .. })
+    ));
+    let other = ops::astype(&w, DType::F32).unwrap();
+    assert!(matches!(w.with_backward(&other), Err(Error::DType { .. })));
 }

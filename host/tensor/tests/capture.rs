@@ -384,3 +384,27 @@ fn random_expressions_and_their_gradients_keep_their_bits() {
         }
     }
 }
+
+#[test]
+fn a_backward_value_is_read_anew_at_each_replay() {
+    let step = |s: &[Tensor]| {
+        let hidden = s[0].with_requires_grad();
+        let w = s[1].with_backward(&s[2])?;
+        let y = nn::linear(&ops::tanh(&hidden)?, &w, None)?;
+        let loss = ops::sum(&ops::multiply(&y, &y)?, &[], false)?;
+        autograd::grad(&[&loss], &[None], &[&hidden, &w], false, false)
+    };
+    let make = |seed| {
+        vec![
+            values(seed, &[5, 3]),
+            values(seed + 9, &[4, 3]),
+            values(seed + 99, &[4, 3]),
+        ]
+    };
+    check(&step, &make);
+    // One that nobody declared ends the recording.
+    let outside = values(7, &[4, 3]);
+    let hidden_from_capture = |s: &[Tensor]| step(&[s[0].clone(), s[1].clone(), outside.clone()]);
+    let refused = record(&hidden_from_capture, &make(1)[..2]).err();
+    assert!(refused.is_some_and(|why| why.contains("pass it as an input")));
+}

@@ -70,7 +70,7 @@ pub(crate) fn conv2d_with_bias(
         let bias = bias.as_ref().map(|b| b.data::<T>()).transpose()?;
         Tensor::build_unset::<T>(OP, &[g.n, g.o, g.oh, g.ow], |y| forward(&g, xd, wd, bias, y))?
     });
-    let (kept_x, kept_w) = (x.clone(), w.clone());
+    let (kept_x, kept_w) = (x.on_the_way_back(), w.on_the_way_back());
     let mut parents = vec![x, w];
     parents.extend(bias);
     let has_bias = bias.is_some();

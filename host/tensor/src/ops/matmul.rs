@@ -60,8 +60,8 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     capture::note(OP, &[], &[a, b], &out, || {
         |t: &[Tensor]| matmul(&t[0], &t[1])
     });
-    let keep_a = b.requires_grad().then(|| a.clone());
-    let keep_b = a.requires_grad().then(|| b.clone());
+    let keep_a = b.requires_grad().then(|| a.on_the_way_back());
+    let keep_b = a.requires_grad().then(|| b.on_the_way_back());
     Ok(record(OP, out, &[a, b], move |flow| {
         let transposed = |t: &Tensor| swap_axes(t, t.rank() - 2, t.rank() - 1);
         let to_a = match &keep_b {

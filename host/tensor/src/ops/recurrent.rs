@@ -82,10 +82,14 @@ fn through_products(
     let rows = dz.shape()[2] as i64;
     let flat = ops::reshape(dz, &[-1, rows.max(1)])?;
     let flat_t = ops::permute_dims(&flat, &[1, 0])?;
-    let dx = nn::linear(dz, &ops::permute_dims(&parents[1], &[1, 0])?, None)?;
+    let dx = nn::linear(
+        dz,
+        &ops::permute_dims(&parents[1].on_the_way_back(), &[1, 0])?,
+        None,
+    )?;
     let f = parents[0].shape()[2];
     let x = ops::reshape(
-        &parents[0].detach().contiguous()?,
+        &parents[0].on_the_way_back().detach().contiguous()?,
         &[(g.n * g.t) as i64, f as i64],
     )?;
     let dw_ih = ops::matmul(&flat_t, &x)?;
@@ -155,7 +159,7 @@ pub fn lstm(
             let parents: Vec<&Tensor> = kept.iter().collect();
             return replay(flow, &parents, |p| composed_lstm(p, &g));
         }
-        let w = kept[2].dense(OP)?;
+        let w = kept[2].on_the_way_back().dense(OP)?;
         let dy = flow.grad.dense(OP)?;
         let dz = with_float!(OP, dy.dtype(), T => {
             let (w, dy) = (w.data::<T>()?, dy.data::<T>()?);
@@ -215,7 +219,7 @@ pub fn rnn(
             let parents: Vec<&Tensor> = kept.iter().collect();
             return replay(flow, &parents, |p| composed_rnn(p, &g));
         }
-        let w = kept[2].dense(OP)?;
+        let w = kept[2].on_the_way_back().dense(OP)?;
         let dy = flow.grad.dense(OP)?;
         let dz = with_float!(OP, dy.dtype(), T => {
             let (w, dy, y) = (w.data::<T>()?, dy.data::<T>()?, outputs.data::<T>()?);

@@ -4,7 +4,7 @@
 //! themselves. Instead of a second, composed rule it replays the operation from primitive ones on
 //! stand-ins for its parents and asks [`autograd::grad`] for the gradient of that.
 
-use crate::autograd::{self, Flow, Gradients, record};
+use crate::autograd::{self, Flow, Gradients, carry_backward, record};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -20,11 +20,12 @@ pub(crate) fn replay(
     let stand_ins: Vec<Tensor> = parents
         .iter()
         .map(|&parent| {
-            record("replay", parent.detach(), &[parent], |flow| {
+            let stand_in = record("replay", parent.detach(), &[parent], |flow| {
                 Ok(vec![Some(flow.grad.clone())])
-            })
+            });
+            carry_backward(stand_in, parent, |b| Ok(b.clone()))
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let wanted: Vec<usize> = (0..parents.len()).filter(|&i| flow.needs(i)).collect();
     let inputs: Vec<&Tensor> = wanted.iter().map(|&i| &stand_ins[i]).collect();
     let result = forward(&stand_ins)?;

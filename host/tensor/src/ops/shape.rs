@@ -1,7 +1,7 @@
 //! Views and rearrangements: no arithmetic, and no copy but where said.
 
 use crate::account::fits_limit;
-use crate::autograd::record;
+use crate::autograd::{carry_backward, record};
 use crate::capture;
 use crate::dtype::{Element, with_element};
 use crate::error::{Error, Result};
@@ -29,9 +29,10 @@ pub fn reshape(t: &Tensor, shape: &[i64]) -> Result<Tensor> {
         }
     };
     let back = t.layout().shape;
-    Ok(record(OP, out, &[t], move |flow| {
+    let y = record(OP, out, &[t], move |flow| {
         Ok(vec![Some(reshape_to(&flow.grad, &back)?)])
-    }))
+    });
+    carry_backward(y, t, |b| reshape_to(b, &shape))
 }
 
 /// As [`reshape`] with every size known.
@@ -169,9 +170,10 @@ pub fn permute_dims(t: &Tensor, axes: &[usize]) -> Result<Tensor> {
             ),
         ));
     }
-    Ok(record(OP, t.view(layout), &[t], move |flow| {
+    let y = record(OP, t.view(layout), &[t], move |flow| {
         Ok(vec![Some(permute_dims(&flow.grad, &inverse)?)])
-    }))
+    });
+    carry_backward(y, t, |b| permute_dims(b, axes))
 }
 
 /// Exchanges two axes: the transpose that gradient rules need.
@@ -212,9 +214,10 @@ pub fn broadcast_to(t: &Tensor, shape: &[usize]) -> Result<Tensor> {
         strides,
         offset: t.layout().offset,
     };
-    Ok(record(OP, t.view(layout), &[t], |flow| {
+    let y = record(OP, t.view(layout), &[t], |flow| {
         Ok(vec![Some(flow.grad.clone())])
-    }))
+    });
+    carry_backward(y, t, |b| broadcast_to(b, shape))
 }
 
 /// Elements `start..stop` along `axis`; negative bounds count from the end, and bounds past the ends are
@@ -245,9 +248,12 @@ pub fn slice(t: &Tensor, axis: isize, start: isize, stop: isize) -> Result<Tenso
     if stop > start {
         layout.offset += start * layout.strides[axis];
     }
-    Ok(record(OP, t.view(layout), &[t], move |flow| {
+    let y = record(OP, t.view(layout), &[t], move |flow| {
         Ok(vec![Some(embed(&flow.grad, axis, start, size)?)])
-    }))
+    });
+    carry_backward(y, t, |b| {
+        slice(b, axis as isize, start as isize, stop as isize)
+    })
 }
 
 /// Zeros of size `size` along `axis` with `t` in them from `start` on: the gradient of [`slice`].
