@@ -152,7 +152,7 @@ impl Bench {
                     *bench.shared.trainer.borrow_mut() = Some(session);
                 }
                 Slot::Pruner => bench.pruner = Some(session),
-                Slot::Environment | Slot::Normalizer => panic!("a bench has no {}", plugin.slot),
+                _ => panic!("a bench has no {}", plugin.slot),
             }
         }
         bench

@@ -70,6 +70,28 @@ pub fn granted(slot: Slot) -> &'static [&'static str] {
             "model",
         ],
         Slot::Environment | Slot::Normalizer => &[],
+        Slot::Architecture => &["tensors", "autograd", "random-tensors", "parameters"],
+        Slot::Tuner => &["tensors", "autograd", "random-tensors"],
+        Slot::Auditor => &[
+            "tensors",
+            "autograd",
+            "random-tensors",
+            "parameters",
+            "optim",
+            "data",
+            "model",
+        ],
+        Slot::Transform => &["tensors", "random-tensors"],
+        Slot::Searcher => &[
+            "tensors",
+            "autograd",
+            "random-tensors",
+            "parameters",
+            "optim",
+            "data",
+            "model",
+            "rollouts",
+        ],
     }
 }
 
@@ -103,6 +125,16 @@ pub enum World {
     Tasks,
     /// `mdp`.
     Mdp,
+    /// `architecture`.
+    Architecture,
+    /// `tuning`.
+    Tuner,
+    /// `auditing`.
+    Auditor,
+    /// `transforming`.
+    Transform,
+    /// `searching`.
+    Searcher,
 }
 
 impl World {
@@ -112,6 +144,11 @@ impl World {
             World::Pruner => Slot::Pruner,
             World::Normalizer | World::NormalizerTracking => Slot::Normalizer,
             World::Tasks | World::Mdp => Slot::Environment,
+            World::Architecture => Slot::Architecture,
+            World::Tuner => Slot::Tuner,
+            World::Auditor => Slot::Auditor,
+            World::Transform => Slot::Transform,
+            World::Searcher => Slot::Searcher,
         }
     }
 }
@@ -319,6 +356,11 @@ fn world_of(
             "normalizing" => World::Normalizer,
             "tasks" => World::Tasks,
             "mdp" => World::Mdp,
+            "architecture" => World::Architecture,
+            "tuning" => World::Tuner,
+            "auditing" => World::Auditor,
+            "transforming" => World::Transform,
+            "searching" => World::Searcher,
             _ => continue,
         };
         found.push((world, version.to_string()));
@@ -337,7 +379,7 @@ fn world_of(
             true => format!("`{source}` fills several slots"),
             false => format!("`{source}` fills no slot"),
         })
-            .expected("one export of `espalier:plugin`: `training` (trainer), `pruning` (pruner), `normalizing` (normalizer), `tasks` or `mdp` (environment)")
+            .expected("one export of `espalier:plugin`: `training` (trainer), `pruning` (pruner), `normalizing` (normalizer), `tasks` or `mdp` (environment), `architecture`, `tuning` (tuner), `auditing` (auditor), `transforming` (transform), `searching` (searcher)")
             .found(match exports.is_empty() {
                 true => "no exports".to_string(),
                 false => exports.join(", "),

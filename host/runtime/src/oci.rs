@@ -502,13 +502,7 @@ pub fn entry(version: &Reference) -> Result<Option<Entry>, Diagnostic> {
             .at(place.clone())
             .help("ask its author to publish it again")
     };
-    let slots = [
-        Slot::Trainer,
-        Slot::Pruner,
-        Slot::Environment,
-        Slot::Normalizer,
-    ];
-    let slot = slots
+    let slot = Slot::ALL
         .into_iter()
         .find(|known| known.as_str() == slot)
         .ok_or_else(|| missing("slot that this espalier knows"))?;

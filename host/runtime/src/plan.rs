@@ -180,9 +180,32 @@ pub enum Slot {
     Environment,
     /// What a reward is worth.
     Normalizer,
+    /// What a model computes.
+    Architecture,
+    /// Which hyperparameters come next.
+    Tuner,
+    /// Whether to trust the result.
+    Auditor,
+    /// What the data looks like.
+    Transform,
+    /// Which candidate comes next.
+    Searcher,
 }
 
 impl Slot {
+    /// All of them, in the order in which listings group plugins.
+    pub const ALL: [Slot; 9] = [
+        Slot::Trainer,
+        Slot::Architecture,
+        Slot::Pruner,
+        Slot::Normalizer,
+        Slot::Environment,
+        Slot::Tuner,
+        Slot::Auditor,
+        Slot::Transform,
+        Slot::Searcher,
+    ];
+
     /// The name used in run files, registries and `wit/`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -190,6 +213,11 @@ impl Slot {
             Slot::Pruner => "pruner",
             Slot::Environment => "environment",
             Slot::Normalizer => "normalizer",
+            Slot::Architecture => "architecture",
+            Slot::Tuner => "tuner",
+            Slot::Auditor => "auditor",
+            Slot::Transform => "transform",
+            Slot::Searcher => "searcher",
         }
     }
 }
@@ -198,7 +226,7 @@ impl Slot {
     /// The name with its article, for sentences.
     pub fn with_article(self) -> String {
         match self {
-            Slot::Environment => format!("an {self}"),
+            Slot::Environment | Slot::Architecture | Slot::Auditor => format!("an {self}"),
             _ => format!("a {self}"),
         }
     }

@@ -676,6 +676,11 @@ fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
         Slot::Pruner => "magnitude",
         Slot::Environment => "modular-arithmetic",
         Slot::Normalizer => "grpo",
+        Slot::Architecture => "bdh",
+        Slot::Tuner => "pbt",
+        Slot::Auditor => "badexpert",
+        Slot::Transform => "patch-trigger",
+        Slot::Searcher => "entropic-pf",
     };
     let name = fields.require("plugin", &format!("add plugin = \"{example}\""));
     let place = name
@@ -731,7 +736,7 @@ fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
         let (refused, expected): (bool, &[&str]) = match slot {
             Slot::Trainer => (chosen == OnFailure::Skip, &["fail", "restart"]),
             Slot::Pruner => (false, &[]),
-            Slot::Environment | Slot::Normalizer => (chosen != OnFailure::Fail, &["fail"]),
+            _ => (chosen != OnFailure::Fail, &["fail"]),
         };
         if refused {
             let found = match chosen {

@@ -67,6 +67,11 @@ pub fn laws_of(world: World) -> Vec<Law> {
         World::Normalizer | World::NormalizerTracking => &[FINITE, ORDER, CONSTANT],
         World::Tasks => &[SPEC, PROMPTS, VERDICTS, BOUNDED, SOLUTIONS],
         World::Mdp => &[SPEC, KEYED, BOUNDED, EPISODES],
+        World::Architecture => &[],
+        World::Tuner => &[],
+        World::Auditor => &[],
+        World::Transform => &[],
+        World::Searcher => &[],
     });
     laws
 }

@@ -116,3 +116,107 @@ pub mod mdp {
         },
     });
 }
+
+/// The exports of an architecture.
+pub mod architecture {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "architecture-plugin",
+        imports: { default: trappable | tracing },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/tensors": super::trainer::espalier::plugin::tensors,
+            "espalier:plugin/autograd": super::trainer::espalier::plugin::autograd,
+            "espalier:plugin/random-tensors": super::trainer::espalier::plugin::random_tensors,
+            "espalier:plugin/parameters": super::trainer::espalier::plugin::parameters,
+            "espalier:plugin/data": super::trainer::espalier::plugin::data,
+            "espalier:plugin/model": super::trainer::espalier::plugin::model,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+        },
+    });
+}
+
+/// The exports of a tuner.
+pub mod tuner {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "tuner",
+        imports: { default: trappable | tracing },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/tensors": super::trainer::espalier::plugin::tensors,
+            "espalier:plugin/autograd": super::trainer::espalier::plugin::autograd,
+            "espalier:plugin/random-tensors": super::trainer::espalier::plugin::random_tensors,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+        },
+    });
+}
+
+/// The exports of an auditor.
+pub mod auditor {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "auditor",
+        imports: { default: trappable | tracing },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/tensors": super::trainer::espalier::plugin::tensors,
+            "espalier:plugin/autograd": super::trainer::espalier::plugin::autograd,
+            "espalier:plugin/random-tensors": super::trainer::espalier::plugin::random_tensors,
+            "espalier:plugin/parameters": super::trainer::espalier::plugin::parameters,
+            "espalier:plugin/optim": super::trainer::espalier::plugin::optim,
+            "espalier:plugin/data": super::trainer::espalier::plugin::data,
+            "espalier:plugin/model": super::trainer::espalier::plugin::model,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+        },
+    });
+}
+
+/// The exports of a transform.
+pub mod transform {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "transform",
+        imports: { default: trappable | tracing },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/tensors": super::trainer::espalier::plugin::tensors,
+            "espalier:plugin/random-tensors": super::trainer::espalier::plugin::random_tensors,
+            "espalier:plugin/data": super::trainer::espalier::plugin::data,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+        },
+    });
+}
+
+/// The exports of a searcher.
+pub mod searcher {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "searcher",
+        imports: { default: trappable | tracing },
+        with: {
+            "espalier:plugin/log": super::trainer::espalier::plugin::log,
+            "espalier:plugin/random": super::trainer::espalier::plugin::random,
+            "espalier:plugin/tensors": super::trainer::espalier::plugin::tensors,
+            "espalier:plugin/autograd": super::trainer::espalier::plugin::autograd,
+            "espalier:plugin/random-tensors": super::trainer::espalier::plugin::random_tensors,
+            "espalier:plugin/parameters": super::trainer::espalier::plugin::parameters,
+            "espalier:plugin/optim": super::trainer::espalier::plugin::optim,
+            "espalier:plugin/data": super::trainer::espalier::plugin::data,
+            "espalier:plugin/model": super::trainer::espalier::plugin::model,
+            "espalier:plugin/rewards": super::trainer::espalier::plugin::rewards,
+            "espalier:plugin/control": super::trainer::espalier::plugin::control,
+            "espalier:plugin/rollouts": super::trainer::espalier::plugin::rollouts,
+            "espalier:plugin/options": super::trainer::espalier::plugin::options,
+            "espalier:plugin/run": super::trainer::espalier::plugin::run,
+        },
+    });
+}

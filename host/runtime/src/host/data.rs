@@ -44,7 +44,7 @@ impl Guest {
             .collect()
     }
 
-    fn take_named(&mut self, all: Vec<Named>) -> Result<Vec<(String, Tensor)>> {
+    pub(super) fn take_named(&mut self, all: Vec<Named>) -> Result<Vec<(String, Tensor)>> {
         all.into_iter()
             .map(|(name, t)| Ok((name, self.take_tensor(t)?)))
             .collect()

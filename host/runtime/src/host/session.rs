@@ -4,6 +4,11 @@
 //! the host, other plugins and the parameters stay usable. After a death the store is gone for good; the run's
 //! policy decides what follows.
 
+mod auditor;
+mod searcher;
+mod transform;
+mod tuner;
+
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,10 +16,13 @@ use espalier_tensor::{Tensor, account::Account, autograd, capture};
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Store, Trap, WasmBacktrace};
 
+use super::bindings::architecture::ArchitecturePlugin;
+use super::bindings::auditor::Auditor;
 use super::bindings::mdp::EnvironmentMdp;
 use super::bindings::normalizer::Normalizer;
 use super::bindings::normalizer_tracking::NormalizerTracking;
 use super::bindings::pruner::Pruner;
+use super::bindings::searcher::Searcher;
 use super::bindings::tasks::EnvironmentTasks;
 use super::bindings::tasks::exports::espalier::plugin::tasks::Response;
 use super::bindings::trainer::Trainer;
@@ -28,6 +36,8 @@ use super::bindings::trainer::espalier::plugin::run::{
     Directive, Error, ErrorCode, Event, RunInfo, StepInfo, StepReport,
 };
 use super::bindings::trainer::exports::espalier::plugin::plugin::Description;
+use super::bindings::transform::Transform;
+use super::bindings::tuner::Tuner;
 use super::guest::{Guest, Refusal, bytes, misuse};
 use super::rollouts::{unfit, unfit_verdict};
 use super::state::Shared;
@@ -92,6 +102,11 @@ enum Exports {
     NormalizerTracking(NormalizerTracking),
     Tasks(EnvironmentTasks),
     Mdp(EnvironmentMdp),
+    Architecture(ArchitecturePlugin),
+    Tuner(Tuner),
+    Auditor(Auditor),
+    Transform(Transform),
+    Searcher(Searcher),
 }
 
 /// One plugin in one run.
@@ -142,6 +157,11 @@ impl Session {
                 World::NormalizerTracking => instance!(NormalizerTracking, NormalizerTracking),
                 World::Tasks => instance!(EnvironmentTasks, Tasks),
                 World::Mdp => instance!(EnvironmentMdp, Mdp),
+                World::Architecture => instance!(ArchitecturePlugin, Architecture),
+                World::Tuner => instance!(Tuner, Tuner),
+                World::Auditor => instance!(Auditor, Auditor),
+                World::Transform => instance!(Transform, Transform),
+                World::Searcher => instance!(Searcher, Searcher),
             })
         };
         match instantiate() {
@@ -236,6 +256,11 @@ impl Session {
             Exports::NormalizerTracking(n) => description!(n, store),
             Exports::Tasks(e) => description!(e, store),
             Exports::Mdp(e) => description!(e, store),
+            Exports::Architecture(a) => description!(a, store),
+            Exports::Tuner(t) => description!(t, store),
+            Exports::Auditor(a) => description!(a, store),
+            Exports::Transform(t) => description!(t, store),
+            Exports::Searcher(s) => description!(s, store),
         })
     }
 
@@ -255,7 +280,20 @@ impl Session {
                 .call_start(store, info, settings),
             Exports::Tasks(e) => e.espalier_plugin_tasks().call_start(store, info, settings),
             Exports::Mdp(e) => e.espalier_plugin_mdp().call_start(store, info, settings),
-            Exports::Normalizer(_) | Exports::NormalizerTracking(_) => Self::wrong_slot(),
+            Exports::Architecture(a) => a
+                .espalier_plugin_architecture()
+                .call_start(store, info, settings),
+            Exports::Auditor(a) => a
+                .espalier_plugin_auditing()
+                .call_start(store, info, settings),
+            Exports::Searcher(s) => s
+                .espalier_plugin_searching()
+                .call_start(store, info, settings),
+            // These are told more at their start: each has its own function.
+            Exports::Normalizer(_)
+            | Exports::NormalizerTracking(_)
+            | Exports::Tuner(_)
+            | Exports::Transform(_) => Self::wrong_slot(),
         })
     }
 
@@ -337,6 +375,11 @@ impl Session {
                 Exports::NormalizerTracking(n) => n.espalier_plugin_normalizing().call_save(store),
                 Exports::Tasks(e) => e.espalier_plugin_tasks().call_save(store),
                 Exports::Mdp(e) => e.espalier_plugin_mdp().call_save(store),
+                Exports::Tuner(t) => t.espalier_plugin_tuning().call_save(store),
+                Exports::Searcher(s) => s.espalier_plugin_searching().call_save(store),
+                Exports::Architecture(_) | Exports::Auditor(_) | Exports::Transform(_) => {
+                    Ok(Vec::new())
+                }
             }?;
             if bytes.len() > MOST_SAVED {
                 return misuse(format!(
@@ -361,6 +404,9 @@ impl Session {
             }
             Exports::Tasks(e) => e.espalier_plugin_tasks().call_restore(store, &state),
             Exports::Mdp(e) => e.espalier_plugin_mdp().call_restore(store, &state),
+            Exports::Tuner(t) => t.espalier_plugin_tuning().call_restore(store, &state),
+            Exports::Searcher(s) => s.espalier_plugin_searching().call_restore(store, &state),
+            Exports::Architecture(_) | Exports::Auditor(_) | Exports::Transform(_) => Ok(Ok(())),
         })
     }
 

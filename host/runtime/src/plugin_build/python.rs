@@ -34,7 +34,7 @@ macro_rules! interface {
 }
 
 /// The files of `wit/`.
-const INTERFACE: [(&str, &str); 11] = interface![
+const INTERFACE: [(&str, &str); 16] = interface![
     "architecture.wit",
     "auditing.wit",
     "autograd.wit",

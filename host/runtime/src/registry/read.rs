@@ -37,12 +37,6 @@ const ENTRY: [&str; 12] = [
     "key",
     "signature",
 ];
-const SLOTS: [Slot; 4] = [
-    Slot::Trainer,
-    Slot::Pruner,
-    Slot::Environment,
-    Slot::Normalizer,
-];
 
 /// A registry that another includes.
 struct Include {
@@ -406,8 +400,8 @@ fn entry(item: &Field<'_, '_>, base: &Path) -> Option<Entry> {
         });
     let slot = fields.require("slot", "add slot = \"trainer\" or another slot");
     let slot = slot
-        .and_then(|field| field.choice("slot", &SLOTS.map(Slot::as_str)))
-        .map(|index| SLOTS[index]);
+        .and_then(|field| field.choice("slot", &Slot::ALL.map(Slot::as_str)))
+        .map(|index| Slot::ALL[index]);
     let interface = fields
         .require("interface", "add interface = \"0.1\"")
         .and_then(|field| {

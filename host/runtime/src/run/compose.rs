@@ -1,0 +1,99 @@
+//! What a run is made of, told before it begins.
+
+use super::*;
+
+pub(super) fn compose(
+    plan: &Plan,
+    parts: &[Part],
+    from: &Source,
+    model: &Model,
+    main: &ParameterSet,
+    steps_per_round: u64,
+) -> Composition {
+    let steps_per_epoch = from.steps_per_epoch;
+    let data = &from.dataset;
+    let count = |name: &str| match &from.environment {
+        Environment::Tasks { splits, .. } => {
+            let split = splits.iter().find(|(split, _)| split == name);
+            split.map_or(0, |(_, count)| *count as usize)
+        }
+        _ => data.split(name).map_or(0, |s| s.count),
+    };
+    let first = data.splits.first();
+    let environment = plan.plugins.iter().find(|p| p.slot == Slot::Environment);
+    let source = match plan.data.as_ref().map(|data| &data.source) {
+        None => environment.map_or(String::new(), |plugin| plugin.name.clone()),
+        Some(DataSource::Digits) => "digits".to_string(),
+        Some(DataSource::Idx { path } | DataSource::Csv { path, .. }) => path.display().to_string(),
+        Some(DataSource::Npy { inputs, .. }) => inputs.display().to_string(),
+    };
+    let size =
+        |i: &crate::parameters::ParameterInfo| i.shape.iter().map(|&n| n as u64).product::<u64>();
+    let infos = main.infos();
+    let layers: Vec<String> = plan
+        .model
+        .iter()
+        .map(
+            |layer| match layer.settings.get("features").and_then(|v| v.first()) {
+                Some(n) => format!("{} {n}", layer.kind),
+                None => layer.kind.clone(),
+            },
+        )
+        .collect();
+    let schedule = match plan.schedule.length {
+        Length::Epochs(n) => format!("{n} epochs of {steps_per_epoch} steps"),
+        Length::Steps(_) => format!("{steps_per_round} steps, {steps_per_epoch} an epoch"),
+    };
+    Composition {
+        name: plan.name.clone(),
+        seed: plan.seed,
+        threads: plan.threads,
+        data: ComposedData {
+            source,
+            shape: from
+                .inputs
+                .iter()
+                .find(|field| field.name == "inputs")
+                .map(|field| field.shape.clone())
+                .unwrap_or_default(),
+            classes: first.map(|s| s.classes as usize).filter(|&n| n > 0),
+            train: count("train"),
+            validation: count("validation"),
+            test: count("test"),
+        },
+        model: ComposedModel {
+            text: layers.join(" · "),
+            layers: model.infos().len(),
+            parameters: infos
+                .iter()
+                .filter(|i| i.kind != Kind::Buffer)
+                .map(size)
+                .sum(),
+            prunable: infos
+                .iter()
+                .filter(|i| i.kind == Kind::Weight)
+                .map(size)
+                .sum(),
+        },
+        plugins: parts
+            .iter()
+            .map(|p| ComposedPlugin {
+                slot: p.plan.slot,
+                name: p.plan.name.clone(),
+                version: p.version.clone(),
+                sha256: p.loaded.sha256.clone(),
+                size: p.loaded.size,
+                options: p.settings.clone(),
+            })
+            .collect(),
+        schedule: format!(
+            "{schedule}, {} {} a step",
+            plan.schedule.batch_size,
+            match &from.environment {
+                Environment::None => "samples",
+                Environment::Tasks { .. } => "prompts",
+                Environment::Mdp(_) => "instances",
+            }
+        ),
+    }
+}

@@ -1,0 +1,209 @@
+//! What a run learns from: data, or an environment and what follows from it.
+
+use super::*;
+
+/// What the run learns from, before the model is built.
+pub(super) struct Source {
+    pub(super) dataset: data::Dataset,
+    pub(super) environment: Environment,
+    pub(super) session: Option<Session>,
+    /// Fields that the model reads.
+    pub(super) inputs: Vec<FieldShape>,
+    pub(super) steps_per_epoch: u64,
+}
+
+impl Source {
+    pub(super) fn of_data(plan: &Plan, from: &DataPlan) -> Result<Source, Diagnostic> {
+        let dataset =
+            data::load(from).map_err(|error| edge("the data could not be loaded", &error))?;
+        let train = dataset
+            .split("train")
+            .map_err(|error| edge("the data has no training split", &error))?;
+        if plan.schedule.loss == Loss::CrossEntropy && train.classes == 0 {
+            return Err(Diagnostic::new(
+                "the loss `cross-entropy` needs classes, and the targets are values",
+            )
+            .at("schedule.loss")
+            .help("set loss = \"mse\", or tell the data source that the target is a class"));
+        }
+        let steps_per_epoch = (train.count as u64)
+            .div_ceil(u64::from(plan.schedule.batch_size))
+            .max(1);
+        let inputs = train
+            .fields
+            .iter()
+            .filter(|(name, _)| name != "targets")
+            .map(|(name, t)| FieldShape {
+                name: name.clone(),
+                shape: t.shape()[1..].to_vec(),
+                dtype: t.dtype(),
+            })
+            .collect();
+        Ok(Source {
+            dataset,
+            environment: Environment::None,
+            session: None,
+            inputs,
+            steps_per_epoch,
+        })
+    }
+
+    /// Starts the environment. It is told neither the length of an epoch nor of a round, which may follow from it.
+    pub(super) fn of_environment(
+        plan: &Plan,
+        part: &Part,
+        shared: &Rc<Shared>,
+    ) -> Result<Source, Diagnostic> {
+        let name = &part.plan.name;
+        let at = |death: Death| death.diagnostic("before the first step");
+        let wrong = |problem: String| {
+            Diagnostic::new(format!(
+                "environment `{name}` describes itself in a way that can't be"
+            ))
+            .detail("because", problem)
+            .help("mend the plugin")
+        };
+        let info = wit::RunInfo {
+            steps: 0,
+            steps_per_epoch: 0,
+            ..run_info(plan)
+        };
+        let mut session = new_session(part, shared, info, None, "the start")?;
+        let field = |shape: Vec<usize>, dtype| FieldShape {
+            name: "inputs".into(),
+            shape,
+            dtype,
+        };
+        let (environment, dataset, inputs, natural) = match part.loaded.world {
+            component::World::Tasks => {
+                let spec = session.task_spec().map_err(at)?;
+                let splits = session.task_splits().map_err(at)?;
+                if let Some(problem) = unfit_tasks(&spec, &splits) {
+                    return Err(wrong(problem));
+                }
+                let dataset = prompts_as_data(&mut session, &spec, &splits)
+                    .map_err(at)?
+                    .map_err(wrong)?;
+                let inputs = field(vec![spec.context()], DType::I64);
+                let train = splits.iter().find(|(name, _)| name == "train");
+                let natural = train.map(|(_, n)| n.div_ceil(plan.schedule.batch_size.into()));
+                (
+                    Environment::Tasks { spec, splits },
+                    dataset,
+                    inputs,
+                    natural,
+                )
+            }
+            _ => {
+                let spec = session.mdp_spec().map_err(at)?;
+                if let Some(problem) = unfit_mdp(&spec) {
+                    return Err(wrong(problem));
+                }
+                let inputs = field(vec![spec.observation.len()], DType::F32);
+                (
+                    Environment::Mdp(spec),
+                    data::Dataset::default(),
+                    inputs,
+                    None,
+                )
+            }
+        };
+        let whole = match plan.schedule.length {
+            Length::Steps(n) => Some(n),
+            Length::Epochs(_) => None,
+        };
+        let steps_per_epoch = plan.schedule.steps_per_epoch.or(natural).or(whole);
+        let steps_per_epoch = steps_per_epoch.ok_or_else(|| {
+            Diagnostic::new(format!(
+                "environment `{name}` does not say what an epoch is"
+            ))
+            .at("schedule.epochs")
+            .help("give `steps` in the place of `epochs`, or add `steps-per-epoch`")
+        })?;
+        Ok(Source {
+            dataset,
+            environment,
+            session: Some(session),
+            inputs: vec![inputs],
+            steps_per_epoch: steps_per_epoch.max(1),
+        })
+    }
+}
+
+/// Most prompts of a split that plugins see as data.
+const MOST_PROMPTS_AS_DATA: u64 = 1 << 14;
+
+/// The prompts as splits with a field `inputs` (i64 [count, max-prompt], filled up with the stop token), so that a
+/// plugin which asks for the objective of a batch finds batches here too.
+fn prompts_as_data(
+    session: &mut Session,
+    spec: &TaskSpec,
+    splits: &[(String, u64)],
+) -> Called<Result<data::Dataset, String>> {
+    let mut dataset = data::Dataset::default();
+    for (name, count) in splits {
+        let ids: Vec<u64> = (0..(*count).min(MOST_PROMPTS_AS_DATA)).collect();
+        let prompts = session.prompts(name, &ids)?;
+        let width = spec.max_prompt as usize;
+        let mut tokens = Vec::with_capacity(prompts.len() * width);
+        for prompt in &prompts {
+            let known = |token: &u32| (*token as usize) < spec.vocabulary.len();
+            let fits = !prompt.tokens.is_empty() && prompt.tokens.len() <= width;
+            if !fits || !prompt.tokens.iter().all(known) {
+                return Ok(Err(format!(
+                    "prompt {} of `{name}` is not 1 to {width} tokens of the vocabulary",
+                    prompt.id
+                )));
+            }
+            tokens.extend(prompt.tokens.iter().map(|&token| i64::from(token)));
+            tokens.resize(tokens.len() + width - prompt.tokens.len(), spec.stop.into());
+        }
+        let inputs = match Tensor::from_vec(tokens, &[prompts.len(), width]) {
+            Ok(inputs) => inputs,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        dataset.splits.push(data::Split {
+            name: name.clone(),
+            count: prompts.len(),
+            fields: vec![("inputs".into(), inputs)],
+            classes: 0,
+            task: 0,
+            added: false,
+        });
+    }
+    Ok(Ok(dataset))
+}
+
+/// The layers, with the size of the environment's vocabulary where an embedding leaves its own open.
+pub(super) fn with_vocabulary(layers: &[LayerPlan], environment: &Environment) -> Vec<LayerPlan> {
+    let mut layers = layers.to_vec();
+    if let Environment::Tasks { spec, .. } = environment {
+        for layer in layers.iter_mut().filter(|layer| layer.kind == "embedding") {
+            let entries = layer.settings.entry("entries".into());
+            entries.or_insert_with(|| vec![spec.vocabulary.len() as f64]);
+        }
+    }
+    layers
+}
+
+/// Refuses a model whose answers are not tokens of the vocabulary.
+pub(super) fn answers_in(model: &Model, spec: &TaskSpec) -> Result<(), Diagnostic> {
+    let words = spec.vocabulary.len();
+    let infos = model.infos();
+    let Some(last) = infos
+        .last()
+        .filter(|last| last.out_shape != [spec.context(), words])
+    else {
+        return Ok(());
+    };
+    Err(Diagnostic::new(
+        "the model does not give a number for each token of the environment's vocabulary",
+    )
+    .at(format!("model.layers, `{}`", last.name))
+    .expected(format!(
+        "[{}, {words}] a sample: tokens by vocabulary",
+        spec.context()
+    ))
+    .found(format!("{:?}", last.out_shape))
+    .help("begin with an embedding without `entries` and end with { kind = \"tied-linear\" }"))
+}
