@@ -224,6 +224,50 @@ impl ParameterSet {
         self.mask(&info.name).unwrap_or_else(ones)
     }
 
+    /// The value that is kept, outside the graph: what updates change, whatever masks and
+    /// [`ParameterSet::set_effective`] show in its place.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// let norm = set.stored("linear1.weight").square().sum(&[]).sqrt().item();
+    /// # }
+    /// ```
+    pub fn stored(&self, name: &str) -> Tensor {
+        Tensor::from_raw(host::stored(&self.0, name))
+    }
+
+    /// Puts other values in a parameter's place until they are set again: `forward` in forward passes, `backward`
+    /// where products pass gradients back to their other operand (none: the same as forward). The parameter's own
+    /// gradient is that of the forward value and goes straight through to the stored one.
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// // Binary weights: their mean length times their signs; the stored ones go on learning.
+    /// let stored = set.stored("linear1.weight");
+    /// let signs = stored.greater(0.0).where_(&stored.ones_like(), -1.0);
+    /// let binary = signs * stored.abs().mean(&[]);
+    /// set.set_effective("linear1.weight", Some(&binary), None);
+    /// # }
+    /// ```
+    pub fn set_effective(&self, name: &str, forward: Option<&Tensor>, backward: Option<&Tensor>) {
+        let raw = |t: Option<&Tensor>| t.map(Tensor::raw);
+        host::set_effective(&self.0, name, raw(forward), raw(backward));
+    }
+
+    /// The parameter's own value is used again, as before [`ParameterSet::set_effective`].
+    ///
+    /// ```no_run
+    /// # use espalier_sdk::ParameterSet;
+    /// # fn f(set: &ParameterSet) {
+    /// set.clear_effective("linear1.weight");
+    /// # }
+    /// ```
+    pub fn clear_effective(&self, name: &str) {
+        host::set_effective(&self.0, name, None, None);
+    }
+
     /// Remembers values, masks, buffers and optimiser state under a tag.
     ///
     /// ```no_run

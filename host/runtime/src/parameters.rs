@@ -229,6 +229,14 @@ struct Mask {
     count: usize,
 }
 
+/// What forward passes use in place of the value, and what products pass gradients back through: straight-through
+/// estimators. At least one is there. Neither changes with the value.
+#[derive(Clone)]
+struct Effective {
+    forward: Option<Tensor>,
+    backward: Option<Tensor>,
+}
+
 /// A parameter as a snapshot keeps it. Tensors are shared, so a copy costs a few pointers.
 #[derive(Clone)]
 struct Entry {
@@ -239,6 +247,7 @@ struct Entry {
     group: String,
     value: Tensor,
     mask: Option<Mask>,
+    effective: Option<Effective>,
     momentum: Option<Tensor>,
     adam_m: Option<Tensor>,
     adam_v: Option<Tensor>,
@@ -281,6 +290,32 @@ impl Entry {
         Ok(())
     }
 
+    fn effective(&self, part: impl Fn(&Effective) -> Option<&Tensor>) -> Option<&Tensor> {
+        self.effective.as_ref().and_then(part)
+    }
+
+    /// The leaf of the next forward pass: the value or what stands for it, under the mask.
+    fn fresh_leaf(&self) -> Result<Tensor> {
+        let masked = |t: &Tensor, mask: Option<&Mask>| match mask {
+            Some(mask) => ops::where_(&mask.live, t, 0.0)
+                .map(|t| t.detach())
+                .map_err(self.fail("value")),
+            None => Ok(t.clone()),
+        };
+        let mask = self.mask.as_ref();
+        let forward = match self.effective(|e| e.forward.as_ref()) {
+            Some(forward) => masked(forward, mask)?,
+            // A mask that does not keep is in the value already.
+            None => masked(&self.value, mask.filter(|mask| mask.keep))?,
+        };
+        match self.effective(|e| e.backward.as_ref()) {
+            Some(backward) => forward
+                .with_backward(&masked(backward, mask)?)
+                .map_err(self.fail("value")),
+            None => Ok(forward.with_requires_grad()),
+        }
+    }
+
     fn forget_state(&mut self) {
         self.momentum = None;
         self.adam_m = None;
@@ -318,6 +353,14 @@ impl Entry {
         }
         Ok(())
     }
+}
+
+/// How many elements are not zero.
+fn living(t: &Tensor) -> espalier_tensor::Result<u64> {
+    Ok(match t.dtype() {
+        DType::F32 => t.to_vec::<f32>()?.iter().filter(|x| **x != 0.0).count() as u64,
+        _ => t.to_list()?.iter().filter(|x| **x != 0.0).count() as u64,
+    })
 }
 
 /// The mask that an update applies as it goes: one that does not keep the hidden values.
@@ -399,6 +442,7 @@ impl ParameterSet {
             group,
             value,
             mask: None,
+            effective: None,
             momentum: None,
             adam_m: None,
             adam_v: None,
@@ -462,8 +506,8 @@ impl ParameterSet {
         Ok(())
     }
 
-    /// The effective value as the next forward pass uses it: under a mask that keeps, the stored value
-    /// with hidden positions at zero. A tracked leaf (dense gradients, masked positions included) unless
+    /// The effective value as the next forward pass uses it: what [`ParameterSet::set_effective`] has put in the
+    /// stored value's place, with zeros where a mask hides. A tracked leaf (dense gradients, masked positions included) unless
     /// the parameter is a buffer. The same tensor is returned until the value or the mask changes.
     ///
     /// # Errors
@@ -477,18 +521,12 @@ impl ParameterSet {
         if let Some(leaf) = &entry.leaf {
             return Ok(leaf.clone());
         }
-        let effective = match &entry.mask {
-            Some(mask) if mask.keep => ops::where_(&mask.live, &entry.value, 0.0)
-                .map_err(entry.fail("value"))?
-                .detach(),
-            _ => entry.value.clone(),
-        };
-        let leaf = effective.with_requires_grad();
+        let leaf = entry.fresh_leaf()?;
         entry.leaf = Some(leaf.clone());
         Ok(leaf)
     }
 
-    /// The stored value, untracked; a mask that keeps does not show in it.
+    /// The stored value, untracked; neither a mask that keeps nor [`ParameterSet::set_effective`] shows in it.
     ///
     /// # Errors
     /// Unknown name.
@@ -508,13 +546,18 @@ impl ParameterSet {
                 count: self.entries.len(),
             });
         };
-        match &entry.mask {
-            Some(mask) if mask.keep => {
-                let name = entry.name.clone();
-                self.value(&name)
-            }
-            _ => Ok(entry.value.clone()),
+        let hidden = entry.mask.as_ref().is_some_and(|mask| mask.keep);
+        if hidden || entry.effective.is_some() {
+            let name = entry.name.clone();
+            return self.value(&name);
         }
+        Ok(entry.value.clone())
+    }
+
+    /// Whether gradients go back through another value than the forward one, by place.
+    pub fn has_backward(&self, place: usize) -> bool {
+        let entry = self.entries.get(place);
+        entry.is_some_and(|entry| entry.effective(|e| e.backward.as_ref()).is_some())
     }
 
     /// Name and stored value by place.
@@ -586,6 +629,47 @@ impl ParameterSet {
         entry.leaf = None;
         entry.apply_mask("set-mask")?;
         self.entries[at] = entry;
+        Ok(())
+    }
+
+    /// Sets what stands for the stored value in forward passes, and what products (matrix products, convolutions,
+    /// linear and recurrent layers) pass gradients back to their other operand through: without `forward` the
+    /// stored value, without `backward` the forward one; without both, nothing stands for it any longer. The
+    /// gradient of the parameter is that of the forward value, and changes the stored one. A mask hides places of
+    /// both. Graphs are cut. Both stay as they are until they are set again, whatever becomes of the value.
+    ///
+    /// # Errors
+    /// Unknown name; a buffer; another shape or dtype.
+    pub fn set_effective(
+        &mut self,
+        name: &str,
+        forward: Option<&Tensor>,
+        backward: Option<&Tensor>,
+    ) -> Result<()> {
+        const OP: &str = "set-effective";
+        let at = self.find(name)?;
+        let entry = &self.entries[at];
+        if entry.kind == Kind::Buffer {
+            return Err(Error::Buffer {
+                operation: OP,
+                name: name.into(),
+            });
+        }
+        let part = |what: &'static str, t: Option<&Tensor>| {
+            let Some(t) = t else { return Ok(None) };
+            if t.shape() != entry.value.shape() || t.dtype() != entry.value.dtype() {
+                return Err(entry.mismatch(OP, what, t));
+            }
+            t.detach().contiguous().map(Some).map_err(entry.fail(OP))
+        };
+        let effective = Effective {
+            forward: part("forward value", forward)?,
+            backward: part("backward value", backward)?,
+        };
+        let there = effective.forward.is_some() || effective.backward.is_some();
+        let entry = &mut self.entries[at];
+        entry.effective = there.then_some(effective);
+        entry.leaf = None;
         Ok(())
     }
 
@@ -762,7 +846,8 @@ impl ParameterSet {
     }
 
     /// How many weights live, and how many there are, over parameters of [`Kind::Weight`]: counted by the
-    /// mask where there is one, by values other than zero where there is none.
+    /// mask where there is one, by values other than zero where there is none, those of the forward pass where
+    /// they are others than the stored ones.
     ///
     /// # Errors
     /// Reading a value failed.
@@ -774,27 +859,21 @@ impl ParameterSet {
             .filter(|entry| entry.kind == Kind::Weight)
         {
             total += entry.value.numel() as u64;
-            live += match &entry.mask {
-                Some(mask) => mask.count as u64,
-                None => {
-                    let fail = entry.fail("density");
-                    match entry.value.dtype() {
-                        DType::F32 => {
-                            let values = entry.value.to_vec::<f32>().map_err(fail)?;
-                            values.iter().filter(|x| **x != 0.0).count() as u64
-                        }
-                        _ => {
-                            let values = entry.value.to_list().map_err(fail)?;
-                            values.iter().filter(|x| **x != 0.0).count() as u64
-                        }
-                    }
+            let forward = entry.effective(|e| e.forward.as_ref());
+            live += match (&entry.mask, forward) {
+                (Some(mask), None) => mask.count as u64,
+                (Some(_), Some(_)) => {
+                    living(&entry.fresh_leaf()?).map_err(entry.fail("density"))?
+                }
+                (None, forward) => {
+                    living(forward.unwrap_or(&entry.value)).map_err(entry.fail("density"))?
                 }
             };
         }
         Ok((live, total))
     }
 
-    /// SHA-256 over name, dtype, shape and bytes of every stored value and mask, in order. Equal digests
+    /// SHA-256 over name, dtype, shape and bytes of every stored value, mask and effective value, in order. Equal digests
     /// mean equal bits.
     ///
     /// # Errors
@@ -812,11 +891,21 @@ impl ParameterSet {
                 )
                 .map_err(&fail)?;
             }
+            if let Some(effective) = &entry.effective {
+                for (role, t) in [
+                    ("forward", &effective.forward),
+                    ("backward", &effective.backward),
+                ] {
+                    if let Some(t) = t {
+                        hash_tensor(&mut hash, role, t).map_err(&fail)?;
+                    }
+                }
+            }
         }
         Ok(hash.finalize().into())
     }
 
-    /// The same values, buffers and masks without optimiser state and snapshots: what a clone of a model
+    /// The same values, buffers, masks and effective values without optimiser state and snapshots: what a clone of a model
     /// starts from.
     pub fn duplicate(&self) -> ParameterSet {
         let mut entries = self.entries.clone();
@@ -832,7 +921,7 @@ impl ParameterSet {
         }
     }
 
-    /// Everything, as named tensors and a JSON document for a checkpoint: values, masks, optimiser state,
+    /// Everything, as named tensors and a JSON document for a checkpoint: values, masks, effective values, optimiser state,
     /// flags, and the same for each tag. [`ParameterSet::import`] is the inverse.
     pub fn export(&self, prefix: &str) -> (Vec<(String, Tensor)>, serde_json::Value) {
         let mut tensors = Vec::new();
@@ -1003,6 +1092,9 @@ struct SavedEntry {
     group: String,
     /// None: dense. Some(keep): masked.
     mask: Option<bool>,
+    /// Whether other values stand for this one, forward and backward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    effective: Option<(bool, bool)>,
     momentum: bool,
     adam: bool,
     adam_steps: u64,
@@ -1027,6 +1119,10 @@ fn save_entries(
                 &entry.name,
                 entry.mask.as_ref().map(|mask| &mask.live),
             );
+            let forward = entry.effective(|e| e.forward.as_ref());
+            let backward = entry.effective(|e| e.backward.as_ref());
+            save("forward", &entry.name, forward);
+            save("backward", &entry.name, backward);
             save("momentum", &entry.name, entry.momentum.as_ref());
             save("adam-m", &entry.name, entry.adam_m.as_ref());
             save("adam-v", &entry.name, entry.adam_v.as_ref());
@@ -1037,6 +1133,10 @@ fn save_entries(
                 trainable: entry.trainable,
                 group: entry.group.clone(),
                 mask: entry.mask.as_ref().map(|mask| mask.keep),
+                effective: entry
+                    .effective
+                    .as_ref()
+                    .map(|e| (e.forward.is_some(), e.backward.is_some())),
                 momentum: entry.momentum.is_some(),
                 adam: entry.adam_m.is_some(),
                 adam_steps: entry.adam_steps,
@@ -1084,6 +1184,13 @@ fn load_entries(
                 })
             }
         };
+        let effective = match entry.effective {
+            None => None,
+            Some((forward, backward)) => Some(Effective {
+                forward: state(forward, "forward")?,
+                backward: state(backward, "backward")?,
+            }),
+        };
         entries.push(Entry {
             name: entry.name.clone(),
             kind: entry.kind,
@@ -1091,6 +1198,7 @@ fn load_entries(
             trainable: entry.trainable,
             group: entry.group.clone(),
             mask,
+            effective,
             momentum: state(entry.momentum, "momentum")?,
             adam_m: state(entry.adam, "adam-m")?,
             adam_v: state(entry.adam, "adam-v")?,

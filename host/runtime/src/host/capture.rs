@@ -48,8 +48,10 @@ enum Origin {
     Input(usize),
     /// A number.
     Number(usize),
-    /// A parameter, by its place in its set.
-    Parameter(SetId, usize, String),
+    /// A parameter, by its place in its set, and whether it has a backward value.
+    Parameter(SetId, usize, String, bool),
+    /// What products pass gradients back through in a parameter's place.
+    Backward(SetId, usize),
 }
 
 /// An optimiser's step.
@@ -167,15 +169,22 @@ impl Guest {
                 set.value(&name)
             };
             let Ok(value) = value else { continue };
-            let Some(source) = capture::parameter(&value) else {
-                continue;
-            };
-            let origin = Origin::Parameter(id.clone(), place, name);
-            match performing.origins.get(source as usize) {
-                Some(known) if *known == origin => {}
-                // Two parameters with the same elements would part at their first update.
-                Some(_) => capture::refuse("two parameters of it share their elements"),
-                None => performing.origins.push(origin),
+            let backward = value.backward_value();
+            let origin = Origin::Parameter(id.clone(), place, name, backward.is_some());
+            let parts = [
+                Some((&value, origin)),
+                backward.map(|t| (t, Origin::Backward(id.clone(), place))),
+            ];
+            for (t, origin) in parts.into_iter().flatten() {
+                let Some(source) = capture::parameter(t) else {
+                    continue;
+                };
+                match performing.origins.get(source as usize) {
+                    Some(known) if *known == origin => {}
+                    // Two parameters with the same elements would part at their first update.
+                    Some(_) => capture::refuse("two parameters of it share their elements"),
+                    None => performing.origins.push(origin),
+                }
             }
         }
     }
@@ -243,12 +252,14 @@ impl Guest {
         let Some(at) = found else { return Ok(None) };
         let recorded = &captured.programs[at];
         let stands = recorded.origins.iter().enumerate().all(|(source, origin)| {
-            let Origin::Parameter(set, place, name) = origin else {
+            let Origin::Parameter(set, place, name, backward) = origin else {
                 return true;
             };
             run.sets.get(set).is_some_and(|set| {
-                set.stored_at(*place)
-                    .is_some_and(|(n, t)| n == name && recorded.program.fits(source as u32, t))
+                set.has_backward(*place) == *backward
+                    && set
+                        .stored_at(*place)
+                        .is_some_and(|(n, t)| n == name && recorded.program.fits(source as u32, t))
             })
         });
         if stands {
@@ -256,6 +267,14 @@ impl Guest {
         }
         captured.programs.remove(at);
         Ok(None)
+    }
+
+    fn value_at(&self, id: &SetId, place: usize) -> Result<Tensor> {
+        let mut run = self.shared.run.borrow_mut();
+        match run.sets.get_mut(id) {
+            Some(set) => told(set.value_at(place)),
+            None => misuse(format!("{id} is gone")),
+        }
     }
 
     /// Binds what a part reads and runs it.
@@ -271,13 +290,11 @@ impl Guest {
             let t = match &recorded.origins[source as usize] {
                 Origin::Input(at) => inputs[*at].clone(),
                 Origin::Number(at) => Tensor::full(&[], numbers[*at], DType::F32)?,
-                Origin::Parameter(id, place, _) => {
-                    let mut run = self.shared.run.borrow_mut();
-                    match run.sets.get_mut(id) {
-                        Some(set) => told(set.value_at(*place))?,
-                        None => return misuse(format!("{id} is gone")),
-                    }
-                }
+                Origin::Parameter(id, place, ..) => self.value_at(id, *place)?,
+                Origin::Backward(id, place) => match self.value_at(id, *place)?.backward_value() {
+                    Some(backward) => backward.clone(),
+                    None => return misuse(format!("a backward value of {id} is gone")),
+                },
             };
             recorded.program.bind(source, &t)?;
         }

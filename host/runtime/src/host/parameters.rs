@@ -19,6 +19,13 @@ use crate::parameters::{self as store, ParameterSet};
 type Handle = Resource<rep::Tensor>;
 type Set = Resource<rep::ParameterSet>;
 
+/// What one plugin may own of a parameter.
+#[derive(Clone, Copy)]
+enum Claim {
+    Mask,
+    Effective,
+}
+
 impl Guest {
     /// Runs `f` on a set. The set exists as long as a handle to it can.
     fn on_set<T>(
@@ -109,6 +116,38 @@ impl Guest {
         })?;
         if *selection.set == SetId::Main {
             self.counters.acted = true;
+        }
+        Ok(())
+    }
+
+    /// One plugin masks a parameter of the run's set, and one sets its effective value: the first that does.
+    fn claim(&self, set: &Set, name: &str, what: Claim) -> Result<()> {
+        if *self.set(set)? != SetId::Main {
+            return Ok(());
+        }
+        let run = &mut *self.shared.run.borrow_mut();
+        run.mask_changes += 1;
+        let (owners, operation, done, does) = match what {
+            Claim::Mask => (
+                &mut run.mask_owners,
+                "set-mask",
+                "masked",
+                "masks a parameter",
+            ),
+            Claim::Effective => (
+                &mut run.effective_owners,
+                "set-effective",
+                "given another value",
+                "gives a parameter another value",
+            ),
+        };
+        let owner = owners
+            .entry(name.into())
+            .or_insert_with(|| self.name.clone());
+        if *owner != self.name {
+            return misuse(format!(
+                "{operation}: `{name}` is {done} by plugin `{owner}` already; one plugin {does}"
+            ));
         }
         Ok(())
     }
@@ -260,20 +299,38 @@ impl Host for Guest {
     fn set_mask(&mut self, set: Set, name: String, mask: Option<Handle>, keep: bool) -> Result<()> {
         self.uncapturable("it changes a mask");
         let mask = mask.map(|m| self.tensor(&m).cloned()).transpose()?;
-        if *self.set(&set)? == SetId::Main {
-            let run = &mut *self.shared.run.borrow_mut();
-            run.mask_changes += 1;
-            let owner = run
-                .mask_owners
-                .entry(name.clone())
-                .or_insert_with(|| self.name.clone());
-            if *owner != self.name {
-                return misuse(format!(
-                    "set-mask: `{name}` is masked by plugin `{owner}` already; one plugin masks a parameter"
-                ));
-            }
-        }
+        self.claim(&set, &name, Claim::Mask)?;
         self.on_set(&set, |s| s.set_mask(&name, mask.as_ref(), keep))?;
+        self.acted(&set)
+    }
+
+    fn stored(&mut self, set: Set, name: String) -> Result<Handle> {
+        self.uncapturable("it reads a stored value");
+        let y = self.on_set(&set, |s| s.stored(&name).cloned())?;
+        self.put(Ok(y))
+    }
+
+    fn set_effective(
+        &mut self,
+        set: Set,
+        name: String,
+        forward: Option<Handle>,
+        backward: Option<Handle>,
+    ) -> Result<()> {
+        self.uncapturable("it changes what stands for a parameter");
+        // The same tensor both ways is the forward one alone.
+        let same = |f: &Handle, b: &Handle| f.rep() == b.rep();
+        let both = forward.as_ref().zip(backward.as_ref());
+        let backward = match both {
+            Some((f, b)) if same(f, b) => None,
+            _ => backward,
+        };
+        let tensor = |t: Option<Handle>| t.map(|t| self.tensor(&t).cloned()).transpose();
+        let (forward, backward) = (tensor(forward)?, tensor(backward)?);
+        self.claim(&set, &name, Claim::Effective)?;
+        self.on_set(&set, |s| {
+            s.set_effective(&name, forward.as_ref(), backward.as_ref())
+        })?;
         self.acted(&set)
     }
 

@@ -129,9 +129,11 @@ pub struct RunState {
     pub adopt: Option<ModelId>,
     /// Which plugin masks which parameter of the run's set: a second one is refused.
     pub mask_owners: BTreeMap<String, String>,
+    /// The same for values that stand for a parameter's own in forward and backward passes.
+    pub effective_owners: BTreeMap<String, String>,
     /// Different streams opened.
     pub streams_opened: u64,
-    /// Grows with every change of a mask of the run's set.
+    /// Grows with every change of a mask or an effective value of the run's set.
     pub mask_changes: u64,
     /// Prompts and responses, or a world to act in.
     pub rollouts: Rollouts,
@@ -155,6 +157,7 @@ impl RunState {
             new_tags: Vec::new(),
             adopt: None,
             mask_owners: BTreeMap::new(),
+            effective_owners: BTreeMap::new(),
             streams_opened: 0,
             mask_changes: 0,
             rollouts: Rollouts::default(),

@@ -496,3 +496,124 @@ fn an_assignment_over_the_budget_changes_nothing() {
     drop(scope);
     assert_eq!(set.content_digest().unwrap(), digest);
 }
+
+/// Gradients of sum(x w) with respect to x and `w`, with w seen as a column.
+fn through_a_product(set: &mut ParameterSet, x: &[f32]) -> (f32, Vec<f32>, Vec<f32>) {
+    let x = Tensor::from_vec(x.to_vec(), &[1, x.len()])
+        .unwrap()
+        .with_requires_grad();
+    let w = set.value("w").unwrap();
+    let y = ops::matmul(&x, &ops::reshape(&w, &[-1, 1]).unwrap()).unwrap();
+    let loss = ops::sum(&y, &[], false).unwrap();
+    let found = autograd::grad(&[&loss], &[None], &[&x, &w], false, false).unwrap();
+    (
+        loss.item().unwrap() as f32,
+        values(&found[0]),
+        values(&found[1]),
+    )
+}
+
+#[test]
+fn other_values_stand_for_a_parameter_forward_and_backward_until_they_are_removed() {
+    let mut set = sample();
+    let (forward, backward) = (tensor(&[1.0, 0.0, 3.0, 0.0]), tensor(&[0.0, 5.0, 6.0, 7.0]));
+    let x = [1.0, 1.0, 1.0, 1.0];
+    set.set_effective("w", Some(&forward), Some(&backward))
+        .unwrap();
+    let (dx, dw) = (vec![0.0, 5.0, 6.0, 7.0], vec![1.0; 4]);
+    assert_eq!(
+        through_a_product(&mut set, &x),
+        (4.0, dx.clone(), dw.clone())
+    );
+    set.set_effective("w", Some(&forward), None).unwrap();
+    assert_eq!(
+        through_a_product(&mut set, &x),
+        (4.0, values(&forward), dw.clone())
+    );
+    set.set_effective("w", None, Some(&backward)).unwrap();
+    assert_eq!(through_a_product(&mut set, &x), (-2.0, dx, dw.clone()));
+    set.set_effective("w", None, None).unwrap();
+    assert_eq!(
+        through_a_product(&mut set, &x),
+        (-2.0, vec![1.0, -2.0, 3.0, -4.0], dw)
+    );
+    assert!(matches!(
+        set.set_effective("w", Some(&tensor(&[1.0])), None),
+        Err(Error::Mismatch {
+            what: "forward value",
+            ..
+        })
+    ));
+    assert!(matches!(
+        set.set_effective("w", None, Some(&flags(&[true; 4]))),
+        Err(Error::Mismatch {
+            what: "backward value",
+            ..
+        })
+    ));
+}
+
+#[test]
+fn updates_change_the_stored_value_and_not_what_stands_for_it() {
+    let mut set = sample();
+    let forward = tensor(&[1.0, 0.0, 3.0, 0.0]);
+    set.set_effective("w", Some(&forward), None).unwrap();
+    let how = Sgd {
+        lr: 1.0,
+        momentum: 0.0,
+        weight_decay: 0.0,
+        nesterov: false,
+    };
+    set.sgd(&names(&["w"]), &[tensor(&[0.5, 0.5, 0.0, 0.0])], &how)
+        .unwrap();
+    assert_eq!(values(set.stored("w").unwrap()), [0.5, -2.5, 3.0, -4.0]);
+    assert_eq!(values(&set.value("w").unwrap()), values(&forward));
+    assert_eq!(set.density().unwrap(), (2, 4));
+}
+
+#[test]
+fn a_mask_of_either_kind_hides_places_of_both() {
+    for keep in [false, true] {
+        let mut set = sample();
+        set.set_effective(
+            "w",
+            Some(&tensor(&[1.0, 2.0, 3.0, 4.0])),
+            Some(&tensor(&[5.0, 6.0, 7.0, 8.0])),
+        )
+        .unwrap();
+        set.set_mask("w", Some(&flags(&[true, false, true, false])), keep)
+            .unwrap();
+        let (y, dx, _) = through_a_product(&mut set, &[1.0; 4]);
+        assert_eq!((y, dx), (4.0, vec![5.0, 0.0, 7.0, 0.0]));
+        set.set_mask("w", None, keep).unwrap();
+        assert_eq!(through_a_product(&mut set, &[1.0; 4]).0, 10.0);
+        let stored = values(set.stored("w").unwrap());
+        assert_eq!(stored == [1.0, -2.0, 3.0, -4.0], keep);
+    }
+}
+
+#[test]
+fn snapshots_clones_and_checkpoints_hold_what_stands_for_a_parameter() {
+    let mut set = sample();
+    set.set_effective(
+        "w",
+        Some(&tensor(&[1.0, 0.0, 3.0, 0.0])),
+        Some(&tensor(&[0.0, 5.0, 6.0, 7.0])),
+    )
+    .unwrap();
+    let expected = through_a_product(&mut set, &[1.0; 4]);
+    let with = set.content_digest().unwrap();
+    set.snapshot("before");
+    assert_eq!(through_a_product(&mut set.duplicate(), &[1.0; 4]), expected);
+    set.set_effective("w", None, None).unwrap();
+    assert_ne!(set.content_digest().unwrap(), with);
+    set.rollback("before").unwrap();
+    assert_eq!(through_a_product(&mut set, &[1.0; 4]), expected);
+    let (tensors, meta) = set.export("main");
+    let mut back = ParameterSet::import("main", &tensors.into_iter().collect(), &meta).unwrap();
+    assert_eq!(back.content_digest().unwrap(), with);
+    assert_eq!(through_a_product(&mut back, &[1.0; 4]), expected);
+    back.set_effective("w", None, None).unwrap();
+    back.rollback("before").unwrap();
+    assert_eq!(through_a_product(&mut back, &[1.0; 4]), expected);
+}

@@ -303,6 +303,8 @@ struct Saved {
     streams: data::Streams,
     tags: BTreeMap<String, RunTag>,
     mask_owners: BTreeMap<String, String>,
+    #[serde(default)]
+    effective_owners: BTreeMap<String, String>,
     /// Bytes of each plugin still in the run, by name.
     plugins: BTreeMap<String, Vec<u8>>,
     /// Plugins that a failure has taken out.
@@ -580,6 +582,7 @@ impl<'a> Runner<'a> {
         run.streams = saved.streams.clone();
         run.tags = saved.tags.clone();
         run.mask_owners = saved.mask_owners.clone();
+        run.effective_owners = saved.effective_owners.clone();
         run.steps_done = saved.progress.steps_done;
         run.rollouts.instances = saved.instances;
         run.rollouts.tracked = saved.tracked.clone();
@@ -763,6 +766,7 @@ impl<'a> Runner<'a> {
                 run.streams.clone(),
                 run.tags.clone(),
                 run.mask_owners.clone(),
+                run.effective_owners.clone(),
                 run.data.splits.clone(),
             )
         };
@@ -779,6 +783,7 @@ impl<'a> Runner<'a> {
                 run.streams,
                 run.tags,
                 run.mask_owners,
+                run.effective_owners,
                 run.data.splits,
             ) = before;
             run.new_tags.clear();
@@ -1095,6 +1100,7 @@ impl<'a> Runner<'a> {
             // Tags and mask owners speak of parameters that are gone.
             run.tags.clear();
             run.mask_owners.clear();
+            run.effective_owners.clear();
         }
         Ok(())
     }
@@ -1163,6 +1169,7 @@ impl<'a> Runner<'a> {
                 streams: run.streams.clone(),
                 tags: run.tags.clone(),
                 mask_owners: run.mask_owners.clone(),
+                effective_owners: run.effective_owners.clone(),
                 plugins: plugins.clone(),
                 skipped,
                 layers: run.layers.clone(),
