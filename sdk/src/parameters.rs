@@ -252,8 +252,12 @@ impl ParameterSet {
     /// # }
     /// ```
     pub fn set_effective(&self, name: &str, forward: Option<&Tensor>, backward: Option<&Tensor>) {
-        let raw = |t: Option<&Tensor>| t.map(Tensor::raw);
-        host::set_effective(&self.0, name, raw(forward), raw(backward));
+        host::set_effective(
+            &self.0,
+            name,
+            forward.map(Tensor::raw),
+            backward.map(Tensor::raw),
+        );
     }
 
     /// The parameter's own value is used again, as before [`ParameterSet::set_effective`].
