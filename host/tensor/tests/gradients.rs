@@ -143,6 +143,15 @@ fn core_cases() -> Vec<Case> {
         case("top_k", &[("a b", Distinct)], |x| {
             Ok(ops::top_k(&ops::exp(&x[0])?, x[0].shape()[1].div_ceil(2), 1)?.0)
         }),
+        case("rfft", &[("a b c", Any)], |x| {
+            ops::rfft(&ops::exp(&x[0])?, 1)
+        }),
+        case("irfft, even", &[("a 4 2", Any)], |x| {
+            ops::irfft(&ops::sin(&x[0])?, 6, -1)
+        }),
+        case("irfft, odd, first axis", &[("3 a 2", Any)], |x| {
+            ops::irfft(&ops::sin(&x[0])?, 5, 0)
+        }),
         case("take rows", &[("a b", Any)], |x| {
             ops::take(&ops::exp(&x[0])?, &indices(5, x[0].shape()[0]), 0)
         }),

@@ -5,6 +5,7 @@ pub(crate) mod cache;
 pub(crate) mod conv;
 mod create;
 mod elementwise;
+mod fft;
 mod index;
 pub(crate) mod matmul;
 mod norm;
@@ -24,6 +25,7 @@ pub use elementwise::{
     abs, acos, add, cos, divide, equal, exp, expm1, gelu, less, log, maximum, minimum, multiply,
     relu, sigmoid, sin, softplus, sqrt, subtract, tanh, where_,
 };
+pub use fft::{irfft, rfft};
 pub use index::{scatter_add, segment_max, take, take_along_axis};
 pub use matmul::matmul;
 pub use norm::{batch_norm, layer_norm};
