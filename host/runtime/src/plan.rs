@@ -223,6 +223,21 @@ impl Slot {
 }
 
 impl Slot {
+    /// What it decides, in a few words for listings.
+    pub fn decides(self) -> &'static str {
+        match self {
+            Slot::Trainer => "how parameters change",
+            Slot::Pruner => "which weights live",
+            Slot::Environment => "what the world answers",
+            Slot::Normalizer => "what a reward is worth",
+            Slot::Architecture => "what a model computes",
+            Slot::Tuner => "which hyperparameters come next",
+            Slot::Auditor => "whether to trust the result",
+            Slot::Transform => "what the data looks like",
+            Slot::Searcher => "which candidate comes next",
+        }
+    }
+
     /// The name with its article, for sentences.
     pub fn with_article(self) -> String {
         match self {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use espalier_runtime::diagnostic::Diagnostic;
+use espalier_runtime::plan::Slot;
 use espalier_runtime::registry::Entry;
 
 use super::{open, unwritable};
@@ -36,7 +37,7 @@ pub fn list(words: &[String], json: bool, registry: Option<PathBuf>) -> Result<(
         output::line(Stream::Error, text);
         return Ok(());
     }
-    found.sort_by_key(|entry| (entry.slot, &entry.name));
+    sort(&mut found);
     let paint = Paint::of(Stream::Out);
     output::line(Stream::Out, table(&found, paint));
     let plugins = match found.len() {
@@ -50,35 +51,76 @@ pub fn list(words: &[String], json: bool, registry: Option<PathBuf>) -> Result<(
     Ok(())
 }
 
+/// By slot, in the order of listings, and by name.
+fn sort(found: &mut [&Entry]) {
+    let order = |slot| Slot::ALL.iter().position(|known| *known == slot);
+    found.sort_by_key(|entry| (order(entry.slot), entry.name.clone()));
+}
+
 fn holds(entry: &Entry, words: &[String]) -> bool {
-    let text = format!("{} {} {}", entry.name, entry.slot, entry.summary).to_lowercase();
+    let paper = entry.paper.as_deref().unwrap_or_default();
+    let text = format!("{} {} {} {paper}", entry.name, entry.slot, entry.summary).to_lowercase();
     words.iter().all(|word| text.contains(&word.to_lowercase()))
 }
 
+/// For people the plugins stand under their slots, with what each slot decides; for other programs each line says all.
 fn table(found: &[&Entry], paint: Paint) -> String {
-    let head = ["slot", "name", "version", "summary"];
-    let mut rows = vec![head.map(String::from).to_vec()];
-    for entry in found {
-        // Lines for other programs stay whole.
-        let mut summary = match paint.on() {
+    let people = paint.on();
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    // The slot whose first plugin a row is.
+    let mut begins: Vec<Option<Slot>> = Vec::new();
+    for (place, entry) in found.iter().enumerate() {
+        let mut summary = match people {
             true => output::wrap(&entry.summary, SUMMARY),
             false => vec![entry.summary.clone()],
         }
         .into_iter();
-        rows.push(vec![
-            entry.slot.to_string(),
+        let mut row = vec![
             entry.name.clone(),
             entry.version.clone(),
+            entry.paper.clone().unwrap_or_default(),
             summary.next().unwrap_or_default(),
-        ]);
-        rows.extend(summary.map(|line| vec![String::new(), String::new(), String::new(), line]));
+        ];
+        if !people {
+            row.insert(0, entry.slot.to_string());
+        }
+        let first = place == 0 || found[place - 1].slot != entry.slot;
+        rows.push(row);
+        begins.push(first.then_some(entry.slot));
+        for line in summary {
+            rows.push(vec![String::new(), String::new(), String::new(), line]);
+            begins.push(None);
+        }
     }
-    output::painted_table(&rows, &[], |row, column, cell| match (row, column) {
-        (0, _) | (_, 2) => paint.faint(cell),
-        (_, 0) => paint.slot(cell),
-        (_, 1) => paint.strong(cell),
+    if !people {
+        rows.insert(
+            0,
+            ["slot", "name", "version", "paper", "summary"]
+                .map(String::from)
+                .to_vec(),
+        );
+        return output::table(&rows, &[]);
+    }
+    let lines = output::painted_table(&rows, &[], |_, column, cell| match column {
+        0 => paint.strong(cell),
+        1 | 2 => paint.faint(cell),
         _ => cell.to_string(),
-    })
+    });
+    let mut text = Vec::new();
+    for (line, slot) in lines.lines().zip(begins) {
+        if let Some(slot) = slot {
+            if !text.is_empty() {
+                text.push(String::new());
+            }
+            text.push(format!(
+                "  {} {}",
+                paint.slot(slot.as_str()),
+                paint.faint(slot.decides())
+            ));
+        }
+        text.push(format!("  {line}"));
+    }
+    text.join("\n")
 }
 
 #[cfg(test)]
@@ -116,11 +158,14 @@ mod tests {
     #[test]
     fn a_table_without_colours_has_a_line_a_plugin_and_none_of_their_codes() {
         let all = entries();
-        let found: Vec<&Entry> = all.iter().collect();
+        let mut found: Vec<&Entry> = all.iter().collect();
+        sort(&mut found);
         let plain = table(&found, Paint::new(false));
         assert_eq!(plain.lines().count(), all.len() + 1);
         assert!(!plain.contains('\u{1b}'));
         let painted = table(&found, Paint::new(true));
         assert!(painted.contains("\u{1b}[1m"));
+        // People find a slot's purpose once, however many plugins fill it.
+        assert_eq!(painted.matches(Slot::Pruner.decides()).count(), 1);
     }
 }
