@@ -538,6 +538,20 @@ impl<'r, 'd> Field<'r, 'd> {
         }
     }
 
+    /// A finite number within bounds, both included.
+    pub fn number(&self, low: f64, high: f64) -> Option<f64> {
+        let expected = format!("a number from {low} to {high}");
+        let value = match self.item.value {
+            Value::Float(value) => value,
+            Value::Integer(value) => value as f64,
+            _ => return self.mistyped(&expected),
+        };
+        match (low..=high).contains(&value) {
+            true => Some(value),
+            false => self.refuse(&expected),
+        }
+    }
+
     /// A number in [0, 1).
     pub fn fraction(&self) -> Option<f64> {
         const EXPECTED: &str = "a number from 0 to below 1";

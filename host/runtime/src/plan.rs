@@ -76,6 +76,50 @@ pub enum DataSource {
         /// Targets: integers are classes, floats are values.
         targets: PathBuf,
     },
+    /// One graph: the nodes are the samples.
+    Graph {
+        /// CSV file of the nodes: features and a class.
+        path: PathBuf,
+        /// CSV file of the edges: two node numbers a line.
+        edges: PathBuf,
+        /// Column with the class.
+        target: String,
+        /// How many nodes have a known class.
+        labelled: Labelled,
+    },
+    /// A graph drawn from a stochastic block model.
+    BlockModel {
+        /// What it is like.
+        model: BlockModel,
+        /// How many nodes have a known class.
+        labelled: Labelled,
+    },
+}
+
+/// How many nodes of each class have a known class.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Labelled {
+    /// For training.
+    pub train: u32,
+    /// For validation.
+    pub validation: u32,
+}
+
+/// A stochastic block model with features.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlockModel {
+    /// Number of classes.
+    pub classes: u32,
+    /// Nodes of each class.
+    pub nodes_per_class: u32,
+    /// Probability of an edge within a class.
+    pub p_in: f64,
+    /// Probability of an edge between classes.
+    pub p_out: f64,
+    /// Features of a node.
+    pub features: u32,
+    /// Norm of a class's centre, in standard deviations of the noise.
+    pub radius: f64,
 }
 
 /// How inputs are scaled before a plugin sees them; statistics come from the training split alone.

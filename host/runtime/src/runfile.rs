@@ -11,8 +11,8 @@ use crate::diagnostic::{Diagnostic, nearest, one_of};
 use crate::document::{Document, Field, Fields, Origin, Reader, Value};
 use crate::model::{KINDS, KindInfo, Preset};
 use crate::plan::{
-    CheckpointPlan, DataPlan, DataSource, LayerPlan, Length, Limits, Loss, Normalize, OnFailure,
-    OptionValue, Plan, PluginPlan, SchedulePlan, Slot,
+    BlockModel, CheckpointPlan, DataPlan, DataSource, Labelled, LayerPlan, Length, Limits, Loss,
+    Normalize, OnFailure, OptionValue, Plan, PluginPlan, SchedulePlan, Slot,
 };
 
 /// What the command line says over the run file.
@@ -27,7 +27,7 @@ pub struct Overrides {
 }
 
 const RUN: [&str; 3] = ["name", "seed", "threads"];
-const DATA: [&str; 12] = [
+const DATA: [&str; 20] = [
     "source",
     "path",
     "target",
@@ -40,6 +40,14 @@ const DATA: [&str; 12] = [
     "train-limit",
     "test-limit",
     "normalize",
+    "edges",
+    "train-per-class",
+    "validation-per-class",
+    "nodes-per-class",
+    "p-in",
+    "p-out",
+    "features",
+    "radius",
 ];
 const SCHEDULE: [&str; 8] = [
     "epochs",
@@ -254,14 +262,22 @@ fn run_name(field: &Field<'_, '_>) -> Option<String> {
 
 // Data.
 
-const SOURCES: [&str; 5] = ["digits", "fashion-mnist", "idx", "csv", "npy"];
+const SOURCES: [&str; 7] = [
+    "digits",
+    "fashion-mnist",
+    "idx",
+    "csv",
+    "npy",
+    "graph",
+    "block-model",
+];
 
 fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
     let all = field.open_table(&DATA)?;
     let source = all
         .require(
             "source",
-            "add source = \"digits\", or another of fashion-mnist, idx, csv, npy",
+            "add source = \"digits\", or another of fashion-mnist, idx, csv, npy, graph, block-model",
         )
         .and_then(|field| field.choice("data source", &SOURCES))?;
     let source = SOURCES[source];
@@ -269,17 +285,40 @@ fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
         "idx" | "fashion-mnist" => &["path"],
         "csv" => &["path", "target", "classes", "test"],
         "npy" => &["inputs", "targets", "test"],
+        "graph" => &[
+            "path",
+            "edges",
+            "target",
+            "train-per-class",
+            "validation-per-class",
+        ],
+        "block-model" => &[
+            "classes",
+            "nodes-per-class",
+            "p-in",
+            "p-out",
+            "features",
+            "radius",
+            "train-per-class",
+            "validation-per-class",
+        ],
         _ => &["test"],
     };
+    // The nodes of a graph are not split by fractions, and not scaled.
+    const GRAPH: [&str; 2] = ["source", "split-seed"];
     const COMMON: [&str; 6] = [
         "source",
-        "validation",
         "split-seed",
+        "validation",
         "train-limit",
         "test-limit",
         "normalize",
     ];
-    let known: Vec<&str> = COMMON.iter().chain(own).copied().collect();
+    let common: &[&str] = match source {
+        "graph" | "block-model" => &GRAPH,
+        _ => &COMMON,
+    };
+    let known: Vec<&str> = common.iter().chain(own).copied().collect();
     let advice = |key: &str| match key {
         "test" => Some(format!(
             "`{source}` has a test split of its own; `test-limit` takes fewer of it"
@@ -289,6 +328,15 @@ fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
     };
     let fields = field.table(&known, &advice)?;
     let need = |key: &str, help: &str| fields.require(key, help).and_then(|field| field.path(base));
+    let whole = |key: &str, low: u64, high: u64| {
+        let field = fields.get(key)?;
+        field.integer(low, high).map(|n| n as u32)
+    };
+    let number = |key: &str, high: f64| fields.get(key)?.number(0.0, high);
+    let labelled = || Labelled {
+        train: whole("train-per-class", 1, 1 << 20).unwrap_or(10),
+        validation: whole("validation-per-class", 0, 1 << 20).unwrap_or(20),
+    };
     let source = match source {
         "fashion-mnist" => match fields.get("path") {
             Some(field) => field.path(base).map(|path| DataSource::Idx { path }),
@@ -316,6 +364,32 @@ fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
         "npy" => need("inputs", "add inputs = \"FILE.npy\"")
             .zip(need("targets", "add targets = \"FILE.npy\""))
             .map(|(inputs, targets)| DataSource::Npy { inputs, targets }),
+        "graph" => {
+            let nodes = need("path", "add path = \"NODES.csv\"");
+            let edges = need("edges", "add edges = \"EDGES.csv\"");
+            let target = fields.require("target", "add target = \"COLUMN\", the class of a node");
+            let target = target.and_then(|field| field.text());
+            match (nodes, edges, target) {
+                (Some(path), Some(edges), Some(target)) => Some(DataSource::Graph {
+                    path,
+                    edges,
+                    target: target.to_string(),
+                    labelled: labelled(),
+                }),
+                _ => None,
+            }
+        }
+        "block-model" => Some(DataSource::BlockModel {
+            model: BlockModel {
+                classes: whole("classes", 2, 1 << 10).unwrap_or(3),
+                nodes_per_class: whole("nodes-per-class", 1, 1 << 14).unwrap_or(100),
+                p_in: number("p-in", 1.0).unwrap_or(0.1),
+                p_out: number("p-out", 1.0).unwrap_or(0.01),
+                features: whole("features", 1, 1 << 10).unwrap_or(16),
+                radius: number("radius", 1e6).unwrap_or(1.0),
+            },
+            labelled: labelled(),
+        }),
         _ => Some(DataSource::Digits),
     };
     let limit = |key: &str| {
@@ -378,7 +452,10 @@ fn fashion_mnist(fields: &Fields<'_, '_>, base: &Path) -> Option<DataSource> {
 /// targets tells; what cannot be read is left to the reader of the data to refuse.
 fn default_loss(source: &DataSource) -> Loss {
     let classes = match source {
-        DataSource::Digits | DataSource::Idx { .. } => true,
+        DataSource::Digits
+        | DataSource::Idx { .. }
+        | DataSource::Graph { .. }
+        | DataSource::BlockModel { .. } => true,
         DataSource::Csv { classes, .. } => *classes,
         DataSource::Npy { targets, .. } => !npy_is_float(targets).unwrap_or(false),
     };

@@ -7,6 +7,7 @@
 
 mod csv_file;
 mod digits;
+mod graph;
 mod idx;
 mod npy;
 pub mod stream;
@@ -305,6 +306,15 @@ pub fn load(plan: &DataPlan) -> Result<Dataset> {
         }
     }
     let raw = match &plan.source {
+        DataSource::Graph {
+            path,
+            edges,
+            target,
+            labelled,
+        } => return graph::read(path, edges, target, labelled, plan.split_seed),
+        DataSource::BlockModel { model, labelled } => {
+            return graph::block_model(model, labelled, plan.split_seed);
+        }
         DataSource::Digits => digits::read()?,
         DataSource::Idx { path } => idx::read(path)?,
         DataSource::Csv {

@@ -26,6 +26,11 @@ pub(super) fn compose(
         Some(DataSource::Digits) => "digits".to_string(),
         Some(DataSource::Idx { path } | DataSource::Csv { path, .. }) => path.display().to_string(),
         Some(DataSource::Npy { inputs, .. }) => inputs.display().to_string(),
+        Some(DataSource::Graph { path, .. }) => format!("graph {}", path.display()),
+        Some(DataSource::BlockModel { model, .. }) => format!(
+            "graph of {} blocks of {} nodes",
+            model.classes, model.nodes_per_class
+        ),
     };
     let size =
         |i: &crate::parameters::ParameterInfo| i.shape.iter().map(|&n| n as u64).product::<u64>();
