@@ -356,7 +356,14 @@ impl<'d> Reader<'d> {
     pub fn finish<T>(self, value: Option<T>) -> Result<T, Diagnostic> {
         let mut errors = self.errors.into_inner();
         errors.sort_by_key(|(order, _)| *order);
-        let errors: Vec<Diagnostic> = errors.into_iter().map(|(_, error)| error).collect();
+        // What every stage takes from the top level is read as often as there are stages.
+        let mut once: Vec<Diagnostic> = Vec::new();
+        for (_, error) in errors {
+            if !once.contains(&error) {
+                once.push(error);
+            }
+        }
+        let errors = once;
         match (Diagnostic::from_many(errors), value) {
             (None, Some(value)) => Ok(value),
             (Some(error), _) => Err(error),

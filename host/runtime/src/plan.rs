@@ -18,16 +18,84 @@ pub struct Plan {
     pub seed: u64,
     /// Threads for arithmetic. Results do not depend on it.
     pub threads: usize,
+    /// How often the list of stages is gone through.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub repeat: u32,
     /// Where samples come from and how they are split; none where an environment takes their place.
     pub data: Option<DataPlan>,
     /// The layers, in order.
     pub model: Vec<LayerPlan>,
-    /// How long to train and when to look.
+    /// How long to train and when to look, in the first stage.
     pub schedule: SchedulePlan,
-    /// The trainer, the pruners in the order in which they act on an event, the environment, the normaliser.
+    /// The first stage's trainer, its pruners in the order in which they act on an event, its auditors; what later
+    /// stages add to them; the environment, the normaliser, the transforms.
     pub plugins: Vec<PluginPlan>,
+    /// The stages as the run file lists them; empty where it lists none and the run is one stage.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StagePlan>,
     /// How often the run is made safe.
     pub checkpoint: CheckpointPlan,
+}
+
+fn once() -> u32 {
+    1
+}
+
+fn is_once(repeat: &u32) -> bool {
+    *repeat == 1
+}
+
+/// The split that trainers learn from unless a stage says otherwise.
+pub const TRAIN: &str = "train";
+
+/// One stage of a run: a schedule, and the plugins that act in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StagePlan {
+    /// Unique among the stages; `stage1` and so on unless the run file names it.
+    pub name: String,
+    /// The split that its trainer sees as `train`.
+    pub train: String,
+    /// True if the run's parameters may not change in it.
+    pub freeze: bool,
+    /// Its trainer, as a place in the plan's plugins; none for a stage without steps.
+    pub trainer: Option<usize>,
+    /// Its other plugins, as places in the plan's plugins, in the order in which they act.
+    pub plugins: Vec<usize>,
+    /// How long it is and what is measured.
+    pub schedule: SchedulePlan,
+}
+
+impl Plan {
+    /// All stages in the order in which they happen, repeated ones with a number after their name. A plan without
+    /// stages is one stage, without a name, of all plugins that a stage can have.
+    pub fn whole(&self) -> Vec<StagePlan> {
+        if self.stages.is_empty() {
+            let places = |trainer: bool| {
+                let all = self.plugins.iter().enumerate();
+                all.filter(move |(_, p)| p.slot.of_a_stage() && (p.slot == Slot::Trainer) == trainer)
+                    .map(|(place, _)| place)
+            };
+            return vec![StagePlan {
+                name: String::new(),
+                train: TRAIN.into(),
+                freeze: false,
+                trainer: places(true).next(),
+                plugins: places(false).collect(),
+                schedule: self.schedule.clone(),
+            }];
+        }
+        let mut all = Vec::new();
+        for pass in 1..=self.repeat.max(1) {
+            all.extend(self.stages.iter().map(|stage| StagePlan {
+                name: match pass {
+                    1 => stage.name.clone(),
+                    pass => format!("{}-{pass}", stage.name),
+                },
+                ..stage.clone()
+            }));
+        }
+        all
+    }
 }
 
 /// Where samples come from.
@@ -171,6 +239,9 @@ pub struct SchedulePlan {
     pub evaluation_batch: u32,
     /// What the host measures and what `model.loss` stands for.
     pub loss: Loss,
+    /// Further splits that are measured at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evaluate: Vec<String>,
 }
 
 /// Length of a round.

@@ -12,7 +12,8 @@ use crate::document::{Document, Field, Fields, Origin, Reader, Value};
 use crate::model::{KINDS, KindInfo, Preset};
 use crate::plan::{
     BlockModel, CheckpointPlan, DataPlan, DataSource, Labelled, LayerPlan, Length, Limits, Loss,
-    Normalize, OnFailure, OptionValue, Plan, PluginPlan, SchedulePlan, Slot,
+    Normalize, OnFailure, OptionValue, Plan, PluginPlan, SchedulePlan, Slot, StagePlan,
+    TRAIN,
 };
 
 /// What the command line says over the run file.
@@ -49,7 +50,7 @@ const DATA: [&str; 20] = [
     "features",
     "radius",
 ];
-const SCHEDULE: [&str; 8] = [
+const SCHEDULE: [&str; 9] = [
     "epochs",
     "steps",
     "steps-per-epoch",
@@ -57,12 +58,16 @@ const SCHEDULE: [&str; 8] = [
     "evaluate-every",
     "evaluation-batch",
     "evaluation-episodes",
+    "evaluate",
     "loss",
+];
+const STAGE: [&str; 7] = [
+    "name", "train", "freeze", "schedule", "trainer", "pruner", "auditor",
 ];
 const PLUGIN: [&str; 4] = ["plugin", "with", "limits", "on-failure"];
 const LIMITS: [&str; 5] = ["memory", "tensors", "handles", "call", "log"];
 const CHECKPOINT: [&str; 2] = ["every", "keep"];
-const ROOT: [&str; 9] = [
+const ROOT: [&str; 13] = [
     "run",
     "data",
     "environment",
@@ -71,8 +76,16 @@ const ROOT: [&str; 9] = [
     "trainer",
     "pruner",
     "normalizer",
+    "auditor",
+    "transform",
     "checkpoint",
+    "stage",
+    "repeat",
 ];
+
+/// Most times that the list of stages is gone through, and most stages in it.
+const MOST_PASSES: u64 = 10_000;
+const MOST_STAGES: usize = 100;
 
 /// Most threads that a run may ask for; more than any machine this is meant for.
 const MOST_THREADS: u64 = 1024;
@@ -185,15 +198,7 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
         .and_then(|field| model(&field));
     let source = data.as_ref().and_then(|data| data.as_ref());
     let default_loss = source.map_or(Loss::CrossEntropy, |data| default_loss(&data.source));
-    let schedule = root
-        .require("schedule", "add [schedule] with epochs = 10")
-        .and_then(|field| schedule(&field, default_loss, has_data));
-    let trainer = root
-        .require("trainer", "add [trainer] with plugin = \"backprop\"")
-        .and_then(|field| plugin(&field, Slot::Trainer));
-    let pruners = root
-        .get("pruner")
-        .map_or(Some(Vec::new()), |field| pruners(&field));
+    let stages = stages(&root, default_loss, has_data);
     let normalizer = match (root.get("normalizer"), has_data) {
         (Some(field), true) => {
             let _ = plugin(&field, Slot::Normalizer);
@@ -218,36 +223,311 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
             .and_then(|field| field.integer(1, 10_000))
             .unwrap_or(2) as usize,
     };
-    let plugins = std::iter::once(trainer?)
-        .chain(pruners?)
-        .chain(environment?)
-        .chain(normalizer?)
-        .collect();
+    let transforms = match (root.get("transform"), has_data) {
+        (Some(field), false) => {
+            field.error(
+                Diagnostic::new("a transform changes data, and this run has an environment")
+                    .help("remove [[transform]], or put [data] in the place of [environment]"),
+            );
+            None
+        }
+        (Some(field), true) => plugins(&field, Slot::Transform),
+        (None, _) => Some(Vec::new()),
+    };
+    let Stages {
+        mut plugins,
+        stages,
+        repeat,
+        schedule,
+    } = stages?;
+    plugins.extend(environment?.into_iter().chain(normalizer?));
+    plugins.extend(transforms?);
     Some(Plan {
         name,
         seed,
         threads,
+        repeat,
         data: data?,
         model: model?,
-        schedule: schedule?,
+        schedule,
         plugins,
+        stages,
         checkpoint,
+    })
+}
+
+// Stages.
+
+/// What the file says of stages, or of the one stage that it is.
+struct Stages {
+    plugins: Vec<PluginPlan>,
+    stages: Vec<StagePlan>,
+    repeat: u32,
+    schedule: SchedulePlan,
+}
+
+/// The plugins that a stage can have, at the top of the file or in a stage; none where it says nothing.
+struct Acting {
+    trainer: Option<PluginPlan>,
+    pruners: Option<Vec<PluginPlan>>,
+    auditors: Option<Vec<PluginPlan>>,
+}
+
+fn acting(fields: &Fields<'_, '_>) -> Option<Acting> {
+    let trainer = match fields.get("trainer") {
+        Some(field) => plugin(&field, Slot::Trainer).map(Some),
+        None => Some(None),
+    };
+    let several = |key: &str, slot| match fields.get(key) {
+        Some(field) => plugins(&field, slot).map(Some),
+        None => Some(None),
+    };
+    // Every one is read before any failure counts, so that all errors are shown.
+    let pruners = several("pruner", Slot::Pruner);
+    let auditors = several("auditor", Slot::Auditor);
+    Some(Acting {
+        trainer: trainer?,
+        pruners: pruners?,
+        auditors: auditors?,
+    })
+}
+
+/// Places of the plugins that stages share, each taken up the first time a stage needs it.
+#[derive(Default)]
+struct Places {
+    plugins: Vec<PluginPlan>,
+    shared: BTreeMap<(Slot, usize), usize>,
+}
+
+impl Places {
+    fn own(&mut self, plugin: PluginPlan) -> usize {
+        self.plugins.push(plugin);
+        self.plugins.len() - 1
+    }
+
+    fn of_top(&mut self, number: usize, plugin: &PluginPlan) -> usize {
+        let next = self.plugins.len();
+        let place = *self.shared.entry((plugin.slot, number)).or_insert(next);
+        if place == next {
+            self.plugins.push(plugin.clone());
+        }
+        place
+    }
+
+    /// A stage's own plugins of a slot, or the top level's.
+    fn several(
+        &mut self,
+        own: Option<Vec<PluginPlan>>,
+        top: &Option<Vec<PluginPlan>>,
+    ) -> Vec<usize> {
+        match own {
+            Some(own) => own.into_iter().map(|plugin| self.own(plugin)).collect(),
+            None => top
+                .iter()
+                .flatten()
+                .enumerate()
+                .map(|(number, plugin)| self.of_top(number, plugin))
+                .collect(),
+        }
+    }
+}
+
+fn stages(root: &Fields<'_, '_>, default_loss: Loss, has_data: bool) -> Option<Stages> {
+    let top = acting(root);
+    let repeat = root.get("repeat");
+    let listed = root.get("stage").map(|field| match field.item.value {
+        Value::Array(_) => field.list("a table"),
+        _ => Some(vec![field.clone()]),
+    });
+    let Some(listed) = listed.filter(|listed| listed.as_ref().is_none_or(|l| !l.is_empty())) else {
+        if let Some(repeat) = repeat {
+            repeat.error(
+                Diagnostic::new("`repeat` repeats a list of stages, and there is none")
+                    .help("remove it, or add [[stage]] tables"),
+            );
+        }
+        let field = root.require("schedule", "add [schedule] with epochs = 10");
+        let schedule = field.and_then(|field| schedule(None, Some(&field), None, default_loss, has_data));
+        let trainer = root.require("trainer", "add [trainer] with plugin = \"backprop\"");
+        let top = top?;
+        trainer?;
+        let plugins = top.trainer.into_iter();
+        let plugins = plugins.chain(top.pruners.into_iter().flatten());
+        return Some(Stages {
+            plugins: plugins.chain(top.auditors.into_iter().flatten()).collect(),
+            stages: Vec::new(),
+            repeat: 1,
+            schedule: schedule?,
+        });
+    };
+    let listed = listed?;
+    if listed.len() > MOST_STAGES {
+        return root
+            .get("stage")?
+            .refuse(&format!("at most {MOST_STAGES} stages"));
+    }
+    let repeat = repeat.map_or(Some(1), |field| field.integer(1, MOST_PASSES));
+    let base = root.get("schedule");
+    let mut places = Places::default();
+    let mut all = Vec::new();
+    let mut whole = true;
+    for (number, field) in listed.iter().enumerate() {
+        let trains = |(_, stage): &(_, StagePlan)| stage.trainer.is_some();
+        let before = all.iter().any(trains);
+        let top = top.as_ref();
+        let context = Around { base: base.as_ref(), number, before: before || !whole, default_loss, has_data };
+        match top.and_then(|top| stage(field, top, &mut places, &context)) {
+            Some(stage) => all.push((field, stage)),
+            None => whole = false,
+        }
+    }
+    let mut names = BTreeSet::new();
+    for (field, stage) in &all {
+        let passes = (1..=repeat.unwrap_or(1)).map(|pass| match pass {
+            1 => stage.name.clone(),
+            pass => format!("{}-{pass}", stage.name),
+        });
+        for name in passes {
+            if !names.insert(name.clone()) {
+                field.error(
+                    Diagnostic::new(format!("two stages are called `{name}`"))
+                        .help("give one of them another `name`"),
+                );
+                whole = false;
+                break;
+            }
+        }
+    }
+    let stages: Vec<StagePlan> = all.into_iter().map(|(_, stage)| stage).collect();
+    let schedule = stages.first().map(|stage| stage.schedule.clone());
+    (whole && top.is_some()).then_some(Stages {
+        plugins: places.plugins,
+        stages,
+        repeat: repeat? as u32,
+        schedule: schedule?,
+    })
+}
+
+/// What surrounds a stage in its file.
+struct Around<'a, 'r, 'd> {
+    /// The top level's [schedule].
+    base: Option<&'a Field<'r, 'd>>,
+    /// Stages before it.
+    number: usize,
+    /// Whether one of those has a trainer.
+    before: bool,
+    default_loss: Loss,
+    has_data: bool,
+}
+
+fn stage(
+    field: &Field<'_, '_>,
+    top: &Acting,
+    places: &mut Places,
+    around: &Around<'_, '_, '_>,
+) -> Option<StagePlan> {
+    let advice = |key: &str| match key {
+        "environment" | "normalizer" | "transform" | "data" | "model" | "run" | "checkpoint" => {
+            Some(format!("[{key}] stands at the top: it is for the whole run"))
+        }
+        _ => belongs_elsewhere(key),
+    };
+    let fields = field.table(&STAGE, &advice)?;
+    let name = match fields.get("name") {
+        Some(field) => {
+            let name = run_name(&field);
+            match name {
+                Some(name) if name.contains(' ') => field.malformed("a name without spaces"),
+                name => name,
+            }
+        }
+        None => Some(format!("stage{}", around.number + 1)),
+    };
+    let train = match fields.get("train") {
+        None => Some(Some(TRAIN.to_string())),
+        Some(field) => match &field.item.value {
+            Value::Bool(false) => Some(None),
+            Value::Text(_) => field.text().map(|split| Some(split.to_string())),
+            _ => field.malformed("the name of a split in quotes, or `false` for a stage without steps"),
+        },
+    };
+    let freeze = fields.get("freeze").map_or(Some(false), |field| field.bool());
+    let own = acting(&fields);
+    let (name, train, freeze, own) = (name?, train?, freeze?, own?);
+    let stands = own.trainer.is_some() || top.trainer.is_some();
+    // A stage that trains nothing keeps the trainer before it, for predictions.
+    let steps = train.is_some() && stands;
+    if !steps {
+        if let Some(field) = fields.get("trainer") {
+            field.error(
+                Diagnostic::new(format!("stage `{name}` has a trainer and says `train = false`"))
+                    .help("remove one of the two"),
+            );
+            return None;
+        }
+        if !around.before {
+            fields.error(
+                Diagnostic::new(format!("stage `{name}` has no trainer, and no stage before it has one"))
+                    .expected("a trainer in the first stage: it predicts for those that follow")
+                    .help("add [stage.trainer], or [trainer] at the top"),
+            );
+            return None;
+        }
+    }
+    if freeze && let Some(field) = fields.get("pruner") {
+        field.error(
+            Diagnostic::new(format!("stage `{name}` freezes what its pruner would change"))
+                .help("remove `freeze`, or the pruner"),
+        );
+        return None;
+    }
+    let own_schedule = fields.get("schedule");
+    let schedule = schedule(
+        own_schedule.as_ref(),
+        around.base,
+        Some((&fields, steps)),
+        around.default_loss,
+        around.has_data,
+    )?;
+    let trainer = match (steps, own.trainer) {
+        (false, _) => None,
+        (true, Some(own)) => Some(places.own(own)),
+        (true, None) => top.trainer.as_ref().map(|top| places.of_top(0, top)),
+    };
+    let none = Some(Vec::new());
+    let inherited = match steps && !freeze {
+        true => &top.pruners,
+        false => &none,
+    };
+    let mut plugins = places.several(own.pruners, inherited);
+    plugins.extend(places.several(own.auditors, &top.auditors));
+    Some(StagePlan {
+        name,
+        train: train.unwrap_or_else(|| TRAIN.into()),
+        freeze,
+        trainer,
+        plugins,
+        schedule,
     })
 }
 
 /// A key that stands in the wrong table: says which table it belongs to.
 fn belongs_elsewhere(key: &str) -> Option<String> {
-    let tables: [(&str, &[&str]); 5] = [
+    let tables: [(&str, &[&str]); 6] = [
         ("run", &RUN),
         ("data", &DATA),
         ("schedule", &SCHEDULE),
         ("checkpoint", &CHECKPOINT),
         ("model", &["layers"]),
+        ("stage", &["train", "freeze"]),
     ];
     tables
         .iter()
         .find(|(_, keys)| keys.contains(&key))
-        .map(|(table, _)| format!("`{key}` belongs in [{table}]"))
+        .map(|(table, _)| match *table {
+            "stage" => format!("`{key}` belongs in a [[stage]]"),
+            table => format!("`{key}` belongs in [{table}]"),
+        })
 }
 
 /// The name becomes a folder, so it may not lead anywhere else.
@@ -665,52 +945,86 @@ fn settings(
 
 // Schedule.
 
-fn schedule(field: &Field<'_, '_>, default_loss: Loss, has_data: bool) -> Option<SchedulePlan> {
-    let fields = field.table(&SCHEDULE, &belongs_elsewhere)?;
+/// What a stage says of its schedule over what the top level says. `stage` is the stage and whether it makes steps;
+/// none for a file without stages.
+fn schedule(
+    own: Option<&Field<'_, '_>>,
+    base: Option<&Field<'_, '_>>,
+    stage: Option<(&Fields<'_, '_>, bool)>,
+    default_loss: Loss,
+    has_data: bool,
+) -> Option<SchedulePlan> {
+    let table = |field: &Field<'_, '_>| field.table(&SCHEDULE, &belongs_elsewhere);
+    let (own, base) = (own.map(|f| table(f)), base.map(|f| table(f)));
+    let tables: Vec<&Fields<'_, '_>> = own.iter().chain(&base).flatten().collect();
+    let get = |key: &str| tables.iter().find_map(|fields| fields.get(key));
     let misplaced: &[&str] = match has_data {
         true => &["steps-per-epoch", "evaluation-episodes"],
-        false => &["loss"],
+        false => &["loss", "evaluate"],
     };
     for key in misplaced {
-        if let Some(field) = fields.get(key) {
+        if let Some(field) = get(key) {
             field.error(match has_data {
                 true => Diagnostic::new(format!("`{key}` is for runs with an [environment]"))
                     .help("remove it: with [data] an epoch is a pass over the training split"),
                 false => Diagnostic::new(format!("`{key}` is for runs with [data]"))
-                    .help("remove it: with an [environment] the trainer has losses of its own"),
+                    .help("remove it: an [environment] has losses and measurements of its own"),
             });
         }
     }
-    let count = |key: &str| fields.get(key).and_then(|field| field.integer(1, u64::MAX));
-    let (epochs, steps) = (count("epochs"), count("steps"));
-    let length = match (fields.get("epochs"), fields.get("steps")) {
-        (Some(_), Some(second)) => {
-            second.error(
-                Diagnostic::new("[schedule] gives both `epochs` and `steps`")
-                    .expected("one of the two: how long a round is")
-                    .help("remove one"),
+    let count = |key: &str| get(key).and_then(|field| field.integer(1, u64::MAX));
+    let says = |fields: &&&Fields<'_, '_>| {
+        ["epochs", "steps"]
+            .iter()
+            .any(|key| fields.get(key).is_some() || fields.misspelt(key))
+    };
+    let length = match (tables.iter().find(says), stage) {
+        (_, Some((_, false))) => Some(Length::Steps(0)),
+        (Some(fields), _) => {
+            let read = |key: &str| fields.get(key).and_then(|field| field.integer(1, u64::MAX));
+            let (epochs, steps) = (read("epochs"), read("steps"));
+            match (fields.get("epochs"), fields.get("steps")) {
+                (Some(_), Some(second)) => {
+                    second.error(
+                        Diagnostic::new("[schedule] gives both `epochs` and `steps`")
+                            .expected("one of the two: how long a round is")
+                            .help("remove one"),
+                    );
+                    None
+                }
+                _ => epochs.map(Length::Epochs).or(steps.map(Length::Steps)),
+            }
+        }
+        (None, Some((stage, true))) => {
+            stage.error(
+                Diagnostic::new("the stage does not say how long to train")
+                    .help("add [stage.schedule] with `epochs = 10` or `steps = 1000`, or [schedule] at the top for all stages"),
             );
             None
         }
-        (None, None) if fields.misspelt("epochs") || fields.misspelt("steps") => None,
         (None, None) => {
-            fields.error(
-                Diagnostic::new("[schedule] does not say how long to train")
-                    .help("add `epochs = 10` or `steps = 1000`"),
-            );
+            for fields in &tables {
+                fields.error(
+                    Diagnostic::new("[schedule] does not say how long to train")
+                        .help("add `epochs = 10` or `steps = 1000`"),
+                );
+            }
             None
         }
-        _ => epochs.map(Length::Epochs).or(steps.map(Length::Steps)),
     };
     let small = |key: &str, default: u32| {
-        let value = fields
-            .get(key)
-            .and_then(|field| field.integer(1, u32::MAX.into()));
+        let value = get(key).and_then(|field| field.integer(1, u32::MAX.into()));
         value.map_or(default, |value| value as u32)
     };
-    let loss = fields
-        .get("loss")
-        .and_then(|field| field.choice("loss", &["cross-entropy", "mse"]));
+    let loss = get("loss").and_then(|field| field.choice("loss", &["cross-entropy", "mse"]));
+    let evaluate = match get("evaluate") {
+        Some(field) => field
+            .list("a list of names of splits")?
+            .iter()
+            .map(|name| name.text().map(str::to_string))
+            .collect::<Option<Vec<String>>>()?,
+        None => Vec::new(),
+    };
     Some(SchedulePlan {
         length: length?,
         batch_size: small("batch-size", 64),
@@ -719,21 +1033,20 @@ fn schedule(field: &Field<'_, '_>, default_loss: Loss, has_data: bool) -> Option
         evaluate_every: small("evaluate-every", 1),
         evaluation_batch: small("evaluation-batch", 512),
         loss: loss.map_or(default_loss, |index| [Loss::CrossEntropy, Loss::Mse][index]),
+        evaluate,
     })
 }
 
 // Plugins.
 
-fn pruners(field: &Field<'_, '_>) -> Option<Vec<PluginPlan>> {
+/// The plugins of a slot that a run can have several of.
+fn plugins(field: &Field<'_, '_>, slot: Slot) -> Option<Vec<PluginPlan>> {
     let items = match field.item.value {
         Value::Array(_) => field.list("a table")?,
         _ => vec![field.clone()],
     };
     // Every one is read before any failure counts, so that all errors are shown.
-    let read: Vec<Option<PluginPlan>> = items
-        .iter()
-        .map(|item| plugin(item, Slot::Pruner))
-        .collect();
+    let read: Vec<Option<PluginPlan>> = items.iter().map(|item| plugin(item, slot)).collect();
     read.into_iter().collect()
 }
 
@@ -1137,8 +1450,9 @@ error: `epochs` is out of range
     fn the_reference_names_every_key() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/run-file.md");
         let text = std::fs::read_to_string(file).unwrap();
-        let tables: [&[&str]; 8] = [
+        let tables: [&[&str]; 9] = [
             &ROOT,
+            &STAGE,
             &RUN,
             &DATA,
             &SOURCES,
