@@ -70,6 +70,7 @@ fn session(work: &str) -> Session {
     let shared = Rc::new(Shared::new(RunState {
         data: Dataset {
             splits: vec![train],
+            train_on: None,
         },
         sets: BTreeMap::from([(SetId::Main, main)]),
         models: BTreeMap::from([(ModelId::Main, model)]),

@@ -189,6 +189,7 @@ fn state(
     let state = RunState {
         data: Dataset {
             splits: vec![train],
+            train_on: None,
         },
         sets: BTreeMap::from([(SetId::Main, main)]),
         models: BTreeMap::from([(ModelId::Main, model)]),

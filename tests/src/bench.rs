@@ -95,6 +95,7 @@ impl Bench {
         let shared = Rc::new(Shared::new(RunState {
             data: Dataset {
                 splits: vec![train],
+                train_on: None,
             },
             sets: BTreeMap::from([(SetId::Main, main)]),
             models: BTreeMap::from([(ModelId::Main, model)]),

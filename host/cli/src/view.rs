@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use espalier_runtime::events::{
-    BuildStage, Building, Composition, Event, Finished, Level, Observer, PluginCounters,
+    Audit, BuildStage, Building, Composition, Event, Finished, Level, Observer, PluginCounters,
 };
 use espalier_runtime::options;
 use espalier_runtime::plan::Slot;
@@ -34,6 +34,8 @@ pub struct View {
     pub started: bool,
     progress: Progress,
     counters: Vec<PluginCounters>,
+    /// What auditors found, said again at the end.
+    audits: Vec<Audit>,
     profile: Option<Profile>,
     /// The last line that a build gave where there is no live line, to say each crate's plugin once.
     building: String,
@@ -71,6 +73,7 @@ impl View {
             started: false,
             progress: Progress::default(),
             counters: Vec::new(),
+            audits: Vec::new(),
             profile: None,
             building: String::new(),
         }
@@ -207,6 +210,13 @@ impl View {
         for line in closing_lines(finished, &self.counters) {
             output::line(self.stream, line);
         }
+        for audit in self
+            .audits
+            .iter()
+            .filter(|audit| audit.flagged == Some(true))
+        {
+            output::line(self.stream, format!("  {}", verdict(audit)));
+        }
         self.profile();
     }
 
@@ -284,6 +294,26 @@ impl Observer for View {
                 if *step > 0 {
                     self.line(&format!("going on from step {step}"));
                 }
+            }
+            Event::Stage {
+                number,
+                of,
+                name,
+                steps,
+                ..
+            } => {
+                self.progress.loss = None;
+                let steps = match steps {
+                    0 => "no steps".to_string(),
+                    steps => format!("{} steps", output::grouped(*steps)),
+                };
+                self.line(&format!("stage {} of {of}: {name}, {steps}", number + 1));
+            }
+            Event::Audited(audit) => {
+                for line in audit_lines(audit) {
+                    self.line(&line);
+                }
+                self.audits.push(audit.clone());
             }
             Event::Step {
                 step,
@@ -409,6 +439,11 @@ fn composition_lines(run: &Composition) -> Vec<String> {
         ),
         ("schedule".into(), run.schedule.clone()),
     ];
+    let stages = run
+        .stages
+        .iter()
+        .map(|stage| (String::new(), stage.clone()));
+    rows.extend(stages);
     let several = run
         .plugins
         .iter()
@@ -447,6 +482,44 @@ fn composition_lines(run: &Composition) -> Vec<String> {
             let label = if number == 0 { label.as_str() } else { "" };
             lines.push(format!("  {label:width$}  {part}"));
         }
+    }
+    lines
+}
+
+/// An audit in one line.
+fn verdict(audit: &Audit) -> String {
+    let said = match audit.flagged {
+        Some(true) => "FLAGGED: do not trust this result",
+        Some(false) => "nothing found",
+        None => "measured",
+    };
+    let place = match audit.stage.as_str() {
+        "" => String::new(),
+        stage => format!(", stage {stage}"),
+    };
+    format!("audit by {}{place}: {said}", audit.auditor)
+}
+
+/// What an auditor found, for a person: the verdict, its numbers, its note; tables are in the run's folder.
+fn audit_lines(audit: &Audit) -> Vec<String> {
+    let mut lines = vec![verdict(audit)];
+    let number = |(name, value): &(String, f64)| vec![name.clone(), output::metric(name, *value)];
+    let numbers: Vec<Vec<String>> = audit.numbers.iter().map(number).collect();
+    if !numbers.is_empty() {
+        let table = output::table(&numbers, &[1]);
+        lines.extend(table.lines().map(str::to_string));
+    }
+    let note = audit
+        .note
+        .lines()
+        .flat_map(|line| output::wrap(line, WIDTH));
+    lines.extend(note.map(|line| format!("  {line}")));
+    for table in &audit.tables {
+        lines.push(format!(
+            "  table `{}`: {} rows, in the run's folder",
+            table.name,
+            table.rows.len()
+        ));
     }
     lines
 }
@@ -541,6 +614,7 @@ mod tests {
                 plugin(Slot::Pruner, "b", &[]),
             ],
             schedule: "40 epochs of 21 steps".into(),
+            stages: Vec::new(),
         };
         let want = "digits  seed 7, 2 threads
   data      digits [1, 8, 8], 10 classes: 1,347 train, 450 test

@@ -51,6 +51,19 @@ pub enum Event {
         /// Steps of the whole run as far as is known now; a pruner that rewinds adds to it.
         of: Option<u64>,
     },
+    /// A stage begins, in a run of several; what follows belongs to it. Again after a resume.
+    Stage {
+        /// Its number, from 0.
+        number: u64,
+        /// How many there are.
+        of: u64,
+        /// Its name.
+        name: String,
+        /// Steps done.
+        step: u64,
+        /// Steps of one of its rounds.
+        steps: u64,
+    },
     /// One step of the trainer is over.
     Step {
         /// Steps done in the whole run, rewound ones included.
@@ -130,6 +143,8 @@ pub enum Event {
         /// The round that begins, from 1.
         round: u64,
     },
+    /// An auditor has looked at the model.
+    Audited(Audit),
     /// The run is safe up to this step.
     Checkpoint {
         /// Steps done.
@@ -166,6 +181,44 @@ pub enum Event {
         /// Why.
         error: Diagnostic,
     },
+}
+
+/// What an audit found: the auditor's own word.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Audit {
+    /// Which plugin.
+    pub auditor: String,
+    /// The stage at whose end it looked; empty in a run without stages.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub stage: String,
+    /// Steps done.
+    pub step: u64,
+    /// True if the result should not be trusted; none where the audit only measures.
+    pub flagged: Option<bool>,
+    /// Its numbers by name, in its order.
+    #[serde(serialize_with = "in_order")]
+    pub numbers: Vec<(String, f64)>,
+    /// Its tables.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<AuditTable>,
+    /// One or two sentences.
+    pub note: String,
+}
+
+/// A table of an audit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AuditTable {
+    /// What it shows.
+    pub name: String,
+    /// Names of the columns.
+    pub columns: Vec<String>,
+    /// One number a column.
+    pub rows: Vec<Vec<f64>>,
+}
+
+/// Pairs as one object.
+fn in_order<S: serde::Serializer>(numbers: &[(String, f64)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(numbers.iter().map(|(name, x)| (name, x)))
 }
 
 /// Progress of building plugins.
@@ -208,8 +261,11 @@ pub struct Composition {
     pub model: ComposedModel,
     /// The trainer, then the pruners in the order in which they act.
     pub plugins: Vec<ComposedPlugin>,
-    /// The schedule in one line: `40 epochs of 21 steps, 64 samples a step`.
+    /// The schedule in one line: `40 epochs of 21 steps, 64 samples a step`. Of a run of several stages, how many.
     pub schedule: String,
+    /// Each stage in one line, of a run of several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<String>,
 }
 
 /// The data of a run.
@@ -292,6 +348,20 @@ pub struct PluginCounters {
     pub peak_handles: u64,
     /// Times it was started again after a failure.
     pub restarts: u64,
+}
+
+impl PluginCounters {
+    /// Adds what another instance of the same plugin has cost.
+    pub fn add(&mut self, other: &PluginCounters) {
+        for (call, n) in &other.calls {
+            *self.calls.entry(call.clone()).or_default() += n;
+        }
+        self.guest_seconds += other.guest_seconds;
+        self.host_seconds += other.host_seconds;
+        self.peak_tensor_bytes = self.peak_tensor_bytes.max(other.peak_tensor_bytes);
+        self.peak_handles = self.peak_handles.max(other.peak_handles);
+        self.restarts = self.restarts.max(other.restarts);
+    }
 }
 
 /// The end of a run that went through.

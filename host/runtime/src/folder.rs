@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostic::Diagnostic;
-use crate::events::Event;
+use crate::events::{Audit, Event};
 use crate::plan::{OptionValue, Plan, Slot};
 
 /// What a run resolved to: enough to repeat it.
@@ -45,6 +45,8 @@ pub struct RunFolder {
     path: PathBuf,
     metrics: BufWriter<File>,
     log: BufWriter<File>,
+    /// The stage that lines of metrics belong to; empty in a run without stages.
+    stage: String,
 }
 
 fn failed<'a>(what: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Diagnostic + 'a {
@@ -153,7 +155,13 @@ impl RunFolder {
                 .map_err(failed("opened", &file))
         };
         let (metrics, log) = (open("metrics.jsonl")?, open("log.txt")?);
-        Ok(RunFolder { path, metrics, log })
+        let stage = String::new();
+        Ok(RunFolder {
+            path,
+            metrics,
+            log,
+            stage,
+        })
     }
 
     /// The folder.
@@ -181,11 +189,25 @@ impl RunFolder {
 
     /// Writes down what a reader of the folder wants to know of an event.
     pub fn record(&mut self, event: &Event) -> Result<(), Diagnostic> {
-        let (metrics_file, log) = (&mut self.metrics, &mut self.log);
+        let RunFolder {
+            metrics: metrics_file,
+            log,
+            stage,
+            path,
+        } = self;
+        let mut line = |mut line: serde_json::Value| {
+            if !stage.is_empty() {
+                line["stage"] = serde_json::json!(stage);
+            }
+            writeln!(metrics_file, "{line}")
+        };
         let written = match event {
+            Event::Stage { name, .. } => {
+                stage.clone_from(name);
+                Ok(())
+            }
             Event::Step { step, loss, .. } => {
-                let line = serde_json::json!({"step": step, "train/loss": loss});
-                writeln!(metrics_file, "{line}")
+                line(serde_json::json!({"step": step, "train/loss": loss}))
             }
             Event::Evaluated {
                 split,
@@ -195,11 +217,11 @@ impl RunFolder {
                 metrics,
                 ..
             } => {
-                let mut line = serde_json::json!({"step": step, "epoch": epoch, "round": round});
+                let mut values = serde_json::json!({"step": step, "epoch": epoch, "round": round});
                 for (name, value) in metrics {
-                    line[format!("{split}/{name}")] = serde_json::json!(value);
+                    values[format!("{split}/{name}")] = serde_json::json!(value);
                 }
-                writeln!(metrics_file, "{line}")
+                line(values)
             }
             Event::PluginMetric {
                 plugin,
@@ -207,13 +229,23 @@ impl RunFolder {
                 value,
                 step,
             } => {
-                let mut line = serde_json::json!({"step": step});
-                line[format!("{plugin}/{name}")] = serde_json::json!(value);
-                writeln!(metrics_file, "{line}")
+                let mut values = serde_json::json!({"step": step});
+                values[format!("{plugin}/{name}")] = serde_json::json!(value);
+                line(values)
             }
             Event::Pruned { step, sparsity, .. } => {
-                let line = serde_json::json!({"step": step, "sparsity": sparsity});
-                writeln!(metrics_file, "{line}")
+                line(serde_json::json!({"step": step, "sparsity": sparsity}))
+            }
+            Event::Audited(audit) => {
+                let mut values = serde_json::json!({"step": audit.step});
+                values[format!("{}/flagged", audit.auditor)] = serde_json::json!(audit.flagged);
+                for (name, value) in &audit.numbers {
+                    values[format!("{}/{name}", audit.auditor)] = serde_json::json!(value);
+                }
+                line(values).and_then(|()| {
+                    let text = serde_json::to_string_pretty(audit)?;
+                    std::fs::write(path.join(audit_file(audit)), text + "\n")
+                })
             }
             Event::Log {
                 plugin,
@@ -229,7 +261,7 @@ impl RunFolder {
                 writeln!(log, "warning: {text}")
             }
             Event::Finished(_) | Event::Interrupted { .. } | Event::Failed { .. } => {
-                metrics_file.flush().and_then(|()| log.flush())
+                self.metrics.flush().and_then(|()| log.flush())
             }
             _ => Ok(()),
         };
@@ -261,6 +293,14 @@ impl RunFolder {
             Ok(())
         };
         cut().map_err(failed("cut", &path))
+    }
+}
+
+/// Where an audit's report stands in the run's folder.
+fn audit_file(audit: &Audit) -> String {
+    match audit.stage.as_str() {
+        "" => format!("audit-{}.json", audit.auditor),
+        stage => format!("audit-{stage}-{}.json", audit.auditor),
     }
 }
 
@@ -304,6 +344,8 @@ fn same(path: &Path, before: &Lock, now: &Lock) -> Result<(), Diagnostic> {
         "[data]": plan.data;
         "[model]": plan.model;
         "[schedule]": plan.schedule;
+        "the list of stages": plan.stages;
+        "`repeat`": plan.repeat;
         "the list of plugins and their options": plugins;
         "the interface version": interface;
     }

@@ -703,6 +703,11 @@ impl ParameterSet {
         self.tags.insert(tag.into(), kept);
     }
 
+    /// Forgets every snapshot.
+    pub fn forget_tags(&mut self) {
+        self.tags.clear();
+    }
+
     /// True if a snapshot has that tag.
     pub fn has_tag(&self, tag: &str) -> bool {
         self.tags.contains_key(tag)

@@ -72,8 +72,10 @@ impl Plan {
         if self.stages.is_empty() {
             let places = |trainer: bool| {
                 let all = self.plugins.iter().enumerate();
-                all.filter(move |(_, p)| p.slot.of_a_stage() && (p.slot == Slot::Trainer) == trainer)
-                    .map(|(place, _)| place)
+                all.filter(move |(_, p)| {
+                    p.slot.of_a_stage() && (p.slot == Slot::Trainer) == trainer
+                })
+                .map(|(place, _)| place)
             };
             return vec![StagePlan {
                 name: String::new(),
@@ -351,6 +353,14 @@ impl Slot {
             Slot::Transform => "what the data looks like",
             Slot::Searcher => "which candidate comes next",
         }
+    }
+
+    /// Whether a stage can have plugins of its own in this slot. The others are for the whole run.
+    pub fn of_a_stage(self) -> bool {
+        matches!(
+            self,
+            Slot::Trainer | Slot::Pruner | Slot::Tuner | Slot::Auditor | Slot::Searcher
+        )
     }
 
     /// The name with its article, for sentences.

@@ -347,7 +347,8 @@ fn stages(root: &Fields<'_, '_>, default_loss: Loss, has_data: bool) -> Option<S
             );
         }
         let field = root.require("schedule", "add [schedule] with epochs = 10");
-        let schedule = field.and_then(|field| schedule(None, Some(&field), None, default_loss, has_data));
+        let schedule =
+            field.and_then(|field| schedule(None, Some(&field), None, default_loss, has_data));
         let trainer = root.require("trainer", "add [trainer] with plugin = \"backprop\"");
         let top = top?;
         trainer?;
@@ -375,7 +376,13 @@ fn stages(root: &Fields<'_, '_>, default_loss: Loss, has_data: bool) -> Option<S
         let trains = |(_, stage): &(_, StagePlan)| stage.trainer.is_some();
         let before = all.iter().any(trains);
         let top = top.as_ref();
-        let context = Around { base: base.as_ref(), number, before: before || !whole, default_loss, has_data };
+        let context = Around {
+            base: base.as_ref(),
+            number,
+            before: before || !whole,
+            default_loss,
+            has_data,
+        };
         match top.and_then(|top| stage(field, top, &mut places, &context)) {
             Some(stage) => all.push((field, stage)),
             None => whole = false,
@@ -428,7 +435,9 @@ fn stage(
 ) -> Option<StagePlan> {
     let advice = |key: &str| match key {
         "environment" | "normalizer" | "transform" | "data" | "model" | "run" | "checkpoint" => {
-            Some(format!("[{key}] stands at the top: it is for the whole run"))
+            Some(format!(
+                "[{key}] stands at the top: it is for the whole run"
+            ))
         }
         _ => belongs_elsewhere(key),
     };
@@ -444,14 +453,24 @@ fn stage(
         None => Some(format!("stage{}", around.number + 1)),
     };
     let train = match fields.get("train") {
+        Some(field) if !around.has_data && matches!(field.item.value, Value::Text(_)) => {
+            field.error(
+                Diagnostic::new("`train` names a split of data, and this run has an environment")
+                    .help("remove it; `train = false` makes a stage without steps"),
+            );
+            None
+        }
         None => Some(Some(TRAIN.to_string())),
         Some(field) => match &field.item.value {
             Value::Bool(false) => Some(None),
             Value::Text(_) => field.text().map(|split| Some(split.to_string())),
-            _ => field.malformed("the name of a split in quotes, or `false` for a stage without steps"),
+            _ => field
+                .malformed("the name of a split in quotes, or `false` for a stage without steps"),
         },
     };
-    let freeze = fields.get("freeze").map_or(Some(false), |field| field.bool());
+    let freeze = fields
+        .get("freeze")
+        .map_or(Some(false), |field| field.bool());
     let own = acting(&fields);
     let (name, train, freeze, own) = (name?, train?, freeze?, own?);
     let stands = own.trainer.is_some() || top.trainer.is_some();
@@ -460,24 +479,30 @@ fn stage(
     if !steps {
         if let Some(field) = fields.get("trainer") {
             field.error(
-                Diagnostic::new(format!("stage `{name}` has a trainer and says `train = false`"))
-                    .help("remove one of the two"),
+                Diagnostic::new(format!(
+                    "stage `{name}` has a trainer and says `train = false`"
+                ))
+                .help("remove one of the two"),
             );
             return None;
         }
         if !around.before {
             fields.error(
-                Diagnostic::new(format!("stage `{name}` has no trainer, and no stage before it has one"))
-                    .expected("a trainer in the first stage: it predicts for those that follow")
-                    .help("add [stage.trainer], or [trainer] at the top"),
+                Diagnostic::new(format!(
+                    "stage `{name}` has no trainer, and no stage before it has one"
+                ))
+                .expected("a trainer in the first stage: it predicts for those that follow")
+                .help("add [stage.trainer], or [trainer] at the top"),
             );
             return None;
         }
     }
     if freeze && let Some(field) = fields.get("pruner") {
         field.error(
-            Diagnostic::new(format!("stage `{name}` freezes what its pruner would change"))
-                .help("remove `freeze`, or the pruner"),
+            Diagnostic::new(format!(
+                "stage `{name}` freezes what its pruner would change"
+            ))
+            .help("remove `freeze`, or the pruner"),
         );
         return None;
     }
@@ -945,6 +970,10 @@ fn settings(
 
 // Schedule.
 
+fn schedule_table<'r, 'd>(field: &Field<'r, 'd>) -> Option<Fields<'r, 'd>> {
+    field.table(&SCHEDULE, &belongs_elsewhere)
+}
+
 /// What a stage says of its schedule over what the top level says. `stage` is the stage and whether it makes steps;
 /// none for a file without stages.
 fn schedule(
@@ -954,8 +983,7 @@ fn schedule(
     default_loss: Loss,
     has_data: bool,
 ) -> Option<SchedulePlan> {
-    let table = |field: &Field<'_, '_>| field.table(&SCHEDULE, &belongs_elsewhere);
-    let (own, base) = (own.map(|f| table(f)), base.map(|f| table(f)));
+    let (own, base) = (own.map(schedule_table), base.map(schedule_table));
     let tables: Vec<&Fields<'_, '_>> = own.iter().chain(&base).flatten().collect();
     let get = |key: &str| tables.iter().find_map(|fields| fields.get(key));
     let misplaced: &[&str] = match has_data {
@@ -1126,6 +1154,7 @@ fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
         let (refused, expected): (bool, &[&str]) = match slot {
             Slot::Trainer => (chosen == OnFailure::Skip, &["fail", "restart"]),
             Slot::Pruner => (false, &[]),
+            Slot::Auditor => (chosen == OnFailure::Restart, &["fail", "skip"]),
             _ => (chosen != OnFailure::Fail, &["fail"]),
         };
         if refused {

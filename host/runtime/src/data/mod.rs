@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use espalier_tensor::random::{self, Key};
 use espalier_tensor::{DType, Tensor};
 
-use crate::plan::{DataPlan, DataSource, Normalize};
+use crate::plan::{DataPlan, DataSource, Normalize, TRAIN};
 
 pub use stream::{Batch, Order, Position, StreamId, Streams};
 
@@ -171,6 +171,8 @@ const MOST_SAMPLES: usize = 1 << 24;
 pub struct Dataset {
     /// In order.
     pub splits: Vec<Split>,
+    /// The split that stands in the place of `train` in this stage; none for the one of that name.
+    pub train_on: Option<String>,
 }
 
 impl Dataset {
@@ -179,9 +181,13 @@ impl Dataset {
     /// # Errors
     /// [`Error::UnknownSplit`].
     pub fn split(&self, name: &str) -> Result<&Split> {
+        let actual = match &self.train_on {
+            Some(other) if name == TRAIN => other,
+            _ => name,
+        };
         self.splits
             .iter()
-            .find(|split| split.name == name)
+            .find(|split| split.name == actual)
             .ok_or_else(|| Error::UnknownSplit {
                 name: name.into(),
                 known: self.splits.iter().map(|split| split.name.clone()).collect(),
@@ -383,7 +389,10 @@ pub fn load(plan: &DataPlan) -> Result<Dataset> {
             &scale,
         )?);
     }
-    Ok(Dataset { splits })
+    Ok(Dataset {
+        splits,
+        train_on: None,
+    })
 }
 
 /// A permutation of 0..n that depends on the two numbers alone.

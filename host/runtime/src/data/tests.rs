@@ -687,6 +687,7 @@ fn counted(count: usize) -> Dataset {
     };
     Dataset {
         splits: vec![split],
+        train_on: None,
     }
 }
 

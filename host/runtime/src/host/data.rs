@@ -82,15 +82,16 @@ impl HostStream for Guest {
 
 impl Host for Guest {
     fn splits(&mut self) -> Result<Vec<SplitInfo>> {
-        Ok(self
-            .shared
-            .run
-            .borrow()
-            .data
-            .splits
-            .iter()
-            .map(split_info)
-            .collect())
+        let data = &self.shared.run.borrow().data;
+        let one = |split: &Split| match data.split(&split.name) {
+            // `train` may stand for another split in this stage.
+            Ok(actual) => SplitInfo {
+                name: split.name.clone(),
+                ..split_info(actual)
+            },
+            Err(_) => split_info(split),
+        };
+        Ok(data.splits.iter().map(one).collect())
     }
 
     fn batches(

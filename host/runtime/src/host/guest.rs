@@ -303,6 +303,25 @@ impl Guest {
         }
     }
 
+    /// Refuses a change of the run's parameters where they may only be read: to an auditor always, to everybody in a
+    /// stage that freezes them.
+    pub(super) fn may_change(&self, what: &str, set: &SetId) -> wasmtime::Result<()> {
+        if *set != SetId::Main {
+            return Ok(());
+        }
+        if self.slot == Slot::Auditor {
+            return misuse(format!(
+                "{what}: an auditor reads the run's parameters and does not change them; model.clone makes a copy to work on"
+            ));
+        }
+        match &self.shared.run.borrow().locked {
+            None => Ok(()),
+            Some(why) => misuse(format!(
+                "{what}: the run's parameters can't be changed now: {why}; a set or a model of the plugin's own can"
+            )),
+        }
+    }
+
     /// Handles alive.
     pub fn handles(&self) -> usize {
         self.tensors.len()

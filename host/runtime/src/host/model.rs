@@ -197,6 +197,27 @@ impl Host for Guest {
             Mode::Eval => store::Mode::Eval,
             Mode::TrainFrozenStats => store::Mode::TrainFrozenStats,
         };
+        if mode == store::Mode::Train {
+            let moves = |set: &ParameterSet| {
+                let infos = set.infos();
+                infos
+                    .iter()
+                    .any(|i| i.kind == crate::parameters::Kind::Buffer)
+            };
+            let moving = self
+                .shared
+                .run
+                .borrow()
+                .sets
+                .get(&id.set())
+                .is_some_and(moves);
+            if moving {
+                self.may_change(
+                    "forward in the mode `train` (`train-frozen-stats` leaves running statistics alone)",
+                    &id.set(),
+                )?;
+            }
+        }
         let result = {
             let run = &mut *self.shared.run.borrow_mut();
             run.passes += 1;
@@ -307,6 +328,7 @@ impl Host for Guest {
 impl model_adopt::Host for Guest {
     fn adopt(&mut self, m: ModelHandle) -> Result<()> {
         self.uncapturable("it replaces the run's model");
+        self.may_change("adopt", &super::state::SetId::Main)?;
         let id = self.model(&m)?;
         self.counters.acted = true;
         let run = &mut *self.shared.run.borrow_mut();

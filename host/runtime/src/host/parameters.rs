@@ -63,6 +63,7 @@ impl Guest {
         rate: Option<usize>,
     ) -> Result<()> {
         self.in_time()?;
+        self.may_change("adam", &*self.set(&set)?)?;
         let grads = self.grads(&grads)?;
         let how = adam(o, decoupled);
         self.updating(&*self.set(&set)?, &names, &grads, How::Adam(how), rate);
@@ -81,6 +82,7 @@ impl Guest {
         rate: Option<usize>,
     ) -> Result<()> {
         self.in_time()?;
+        self.may_change("sgd", &*self.set(&set)?)?;
         let grads = self.grads(&grads)?;
         let how = sgd(o);
         self.updating(&*self.set(&set)?, &names, &grads, How::Sgd(how), rate);
@@ -106,6 +108,7 @@ impl Guest {
     /// Gradients of a loss and an update with them.
     fn minimize(&mut self, s: &Resource<rep::Selection>, loss: &Handle, how: How) -> Result<()> {
         let selection = self.selection(s)?;
+        self.may_change("minimize", &selection.set)?;
         self.declare(&selection.set);
         let grads = self.loss_gradients(&selection, loss)?;
         self.updating(&selection.set, &selection.names, &grads, how, None);
@@ -291,6 +294,7 @@ impl Host for Guest {
 
     fn assign(&mut self, set: Set, name: String, value: Handle) -> Result<()> {
         self.uncapturable("it assigns to a parameter");
+        self.may_change("assign", &*self.set(&set)?)?;
         let value = self.tensor(&value)?.clone();
         self.on_set(&set, |s| s.assign(&name, &value))?;
         self.acted(&set)
@@ -298,6 +302,7 @@ impl Host for Guest {
 
     fn set_mask(&mut self, set: Set, name: String, mask: Option<Handle>, keep: bool) -> Result<()> {
         self.uncapturable("it changes a mask");
+        self.may_change("set-mask", &*self.set(&set)?)?;
         let mask = mask.map(|m| self.tensor(&m).cloned()).transpose()?;
         self.claim(&set, &name, Claim::Mask)?;
         self.on_set(&set, |s| s.set_mask(&name, mask.as_ref(), keep))?;
@@ -347,6 +352,7 @@ impl Host for Guest {
         const MOST: usize = 64;
         named("snapshot", &tag)?;
         let id = self.set(&set)?;
+        self.may_change("snapshot", &id)?;
         if *id != SetId::Main && is_inner_tag(&tag) {
             return misuse(format!(
                 "snapshot: the tag `{tag}` begins as the host's own do, `{}`; choose another",
@@ -401,6 +407,7 @@ impl Host for Guest {
 
     fn rollback(&mut self, set: Set, tag: String) -> Result<()> {
         self.uncapturable("it goes back to a snapshot");
+        self.may_change("rollback", &*self.set(&set)?)?;
         self.on_set(&set, |s| s.rollback(&tag))?;
         self.acted(&set)
     }
@@ -466,6 +473,7 @@ impl optim::Host for Guest {
 
     fn reset_state(&mut self, set: Set, names: Vec<String>) -> Result<()> {
         self.uncapturable("it resets an optimiser's state");
+        self.may_change("reset-state", &*self.set(&set)?)?;
         self.on_set(&set, |s| s.reset_state(&names))
     }
 }

@@ -137,6 +137,8 @@ pub struct RunState {
     pub mask_changes: u64,
     /// Prompts and responses, or a world to act in.
     pub rollouts: Rollouts,
+    /// Why nobody may change the run's parameters now.
+    pub locked: Option<String>,
 }
 
 impl RunState {
@@ -161,7 +163,22 @@ impl RunState {
             streams_opened: 0,
             mask_changes: 0,
             rollouts: Rollouts::default(),
+            locked: None,
         }
+    }
+
+    /// Forgets the sets, models and streams of every plugin that does not stay.
+    pub fn forget_plugins(&mut self, stays: impl Fn(&str) -> bool) {
+        let kept = |id: &ModelId| match id {
+            ModelId::Main => true,
+            ModelId::Own { plugin, .. } => stays(plugin),
+        };
+        self.sets.retain(|id, _| id.owner().is_none_or(&stays));
+        self.models.retain(|id, _| kept(id));
+        self.own_layers.retain(|id, _| kept(id));
+        let streams = Vec::from(std::mem::take(&mut self.streams));
+        let streams = streams.into_iter().filter(|(id, _)| stays(&id.plugin));
+        self.streams = streams.collect::<Vec<_>>().into();
     }
 }
 

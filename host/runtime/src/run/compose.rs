@@ -45,10 +45,46 @@ pub(super) fn compose(
             },
         )
         .collect();
-    let schedule = match plan.schedule.length {
-        Length::Epochs(n) => format!("{n} epochs of {steps_per_epoch} steps"),
-        Length::Steps(_) => format!("{steps_per_round} steps, {steps_per_epoch} an epoch"),
+    let unit = match &from.environment {
+        Environment::None => "samples",
+        Environment::Tasks { .. } => "prompts",
+        Environment::Mdp(_) => "instances",
     };
+    let schedule = match (plan.stages.len(), plan.repeat) {
+        (0, _) => {
+            let length = match plan.schedule.length {
+                Length::Epochs(n) => format!("{n} epochs of {steps_per_epoch} steps"),
+                Length::Steps(_) => format!("{steps_per_round} steps, {steps_per_epoch} an epoch"),
+            };
+            format!("{length}, {} {unit} a step", plan.schedule.batch_size)
+        }
+        (1, 1) => "1 stage".to_string(),
+        (n, 1) => format!("{n} stages"),
+        (n, repeat) => format!("{n} stages, {repeat} times over"),
+    };
+    // Splits of later stages may not exist yet: their steps are not known here.
+    let stage = |stage: &StagePlan| {
+        let name = |place: &usize| {
+            let plugin = &plan.plugins[*place];
+            format!("{} {}", plugin.slot, plugin.name)
+        };
+        let length = match (stage.trainer, stage.schedule.length) {
+            (None, _) => "no steps".to_string(),
+            (_, Length::Epochs(n)) => format!("{n} epochs"),
+            (_, Length::Steps(n)) => format!("{n} steps"),
+        };
+        let mut words = vec![length];
+        if stage.trainer.is_some() {
+            words.push(format!("{} {unit} a step", stage.schedule.batch_size));
+        }
+        if stage.train != crate::plan::TRAIN {
+            words.push(format!("on `{}`", stage.train));
+        }
+        words.extend(stage.freeze.then(|| "parameters frozen".to_string()));
+        words.extend(stage.trainer.iter().chain(&stage.plugins).map(name));
+        format!("{}: {}", stage.name, words.join(", "))
+    };
+    let stages = plan.stages.iter().map(stage).collect();
     Composition {
         name: plan.name.clone(),
         seed: plan.seed,
@@ -91,14 +127,7 @@ pub(super) fn compose(
                 options: p.settings.clone(),
             })
             .collect(),
-        schedule: format!(
-            "{schedule}, {} {} a step",
-            plan.schedule.batch_size,
-            match &from.environment {
-                Environment::None => "samples",
-                Environment::Tasks { .. } => "prompts",
-                Environment::Mdp(_) => "instances",
-            }
-        ),
+        schedule,
+        stages,
     }
 }

@@ -57,7 +57,7 @@ impl Runner<'_> {
         let mut add = |name: &str, x: f64| *sums.entry(name.to_string()).or_default() += x;
         let whereabouts = self.whereabouts();
         let ids: Vec<u64> = (0..count).collect();
-        for ids in ids.chunks(self.plan.schedule.evaluation_batch.max(1) as usize) {
+        for ids in ids.chunks(self.stage().schedule.evaluation_batch.max(1) as usize) {
             let shared = self.shared.clone();
             let mut slot = shared.environment.borrow_mut();
             let Some(environment) = slot.as_mut() else {
@@ -120,7 +120,7 @@ impl Runner<'_> {
     /// Whole episodes from starts that are the same in every measurement, with the trainer's predictions as
     /// actions: the likeliest, or the predicted values.
     fn measure_world(&mut self, spec: &MdpSpec) -> Result<BTreeMap<String, f64>, Diagnostic> {
-        let n = self.plan.schedule.evaluation_episodes.max(1) as usize;
+        let n = self.stage().schedule.evaluation_episodes.max(1) as usize;
         let size = spec.observation.len();
         let Some(mut world) = self.evaluation.take() else {
             return Ok(BTreeMap::new());
@@ -130,7 +130,7 @@ impl Runner<'_> {
         let mut observations = world.reset(n as u32, &[EVALUATION], size).map_err(at)?;
         let (mut returns, mut lengths) = (vec![0.0; n], vec![0.0; n]);
         let mut over = vec![false; n];
-        let trainer = self.parts[0].plan.name.clone();
+        let trainer = self.trainer_name();
         for _ in 0..spec.max_steps {
             let batch = || -> espalier_tensor::Result<data::Batch> {
                 Ok(data::Batch {
@@ -208,8 +208,8 @@ impl Runner<'_> {
             Ok(found) if found.count > 0 => (found.count, found.classes),
             _ => return Ok(None),
         };
-        let size = self.plan.schedule.evaluation_batch.max(1) as usize;
-        let mut sums = metrics::Sums::new(self.plan.schedule.loss, classes);
+        let size = self.stage().schedule.evaluation_batch.max(1) as usize;
+        let mut sums = metrics::Sums::new(self.stage().schedule.loss, classes);
         let mut at = 0;
         while at < count {
             let to = (at + size).min(count);
@@ -217,7 +217,7 @@ impl Runner<'_> {
                 .slice(split, at, to)
                 .map_err(|error| edge("the data could not be read", error.as_ref()))?;
             let (kind, output) = self.trainer(|session| session.predict(batch.clone()))?;
-            let name = self.parts[0].plan.name.clone();
+            let name = self.trainer_name();
             let added = sums.add(readable(kind), &output, &targets);
             added.map_err(|problem| {
                 Diagnostic::new(format!(

@@ -3,15 +3,17 @@
 //! ```text
 //! start every plugin                         the environment (the model follows from it), the trainer,
 //!                                            pruners in the run file's order, the normaliser
-//! for each round
+//! for each stage                             one, unless the run file lists several: see `stages`
+//!   for each round
 //!     for each step
 //!         trainer.step                       pulls its own batches or rollouts, changes parameters
 //!         normalizer.observe                 if it tracks the policy and was asked in this step
 //!         pruner.on-event(step)              each pruner that asked for it, in order
 //!         at the end of an epoch: evaluate, pruner.on-event(epoch), checkpoint
 //!     pruner.on-event(round)                 `rewind` here begins another round
-//! pruner.on-event(stage)
-//! evaluate on the test split, checkpoint, finish
+//!   pruner.on-event(stage)
+//!   evaluate on the test split, auditor.audit
+//! checkpoint, finish
 //! ```
 //!
 //! Promises: one plan gives one result, to the last bit, whatever the number of threads, interrupted or not;
@@ -20,6 +22,7 @@
 mod compose;
 mod measure;
 mod source;
+mod stages;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,6 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use espalier_tensor::account::Account;
+use espalier_tensor::random::Key;
 use espalier_tensor::{DType, Tensor, ops, threads};
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +59,7 @@ use crate::model::{FieldShape, Model};
 use crate::parameters::{Kind, ParameterSet};
 use crate::plan::{
     DataPlan, DataSource, LayerPlan, Length, Loss, OnFailure, OptionValue, Plan, PluginPlan, Slot,
+    StagePlan,
 };
 use crate::profile::{self, PluginMemory};
 use crate::registry::Registry;
@@ -254,6 +259,12 @@ fn event_name(event: wit::EventKind) -> &'static str {
 pub(crate) struct Progress {
     /// Steps done, rewound ones included.
     pub(crate) steps_done: u64,
+    /// Number of the stage.
+    #[serde(default)]
+    pub(crate) stage: usize,
+    /// Splits that plugins had added when the stage began.
+    #[serde(default)]
+    splits: usize,
     /// Steps done in this round.
     round_step: u64,
     /// Rounds done.
@@ -267,6 +278,9 @@ pub(crate) struct Progress {
     /// The newest metrics by full name.
     #[serde(with = "exact")]
     pub(crate) metrics: BTreeMap<String, f64>,
+    /// The last metrics of each stage, by the stage's name and theirs.
+    #[serde(with = "exact", default)]
+    stage_metrics: BTreeMap<String, f64>,
     /// Length of `metrics.jsonl` when this was written: what comes after belongs to steps that are lost.
     metrics_bytes: u64,
 }
@@ -333,6 +347,16 @@ pub(crate) struct Runner<'a> {
     pub(crate) pruners: Vec<Pruner>,
     folder: RunFolder,
     pub(crate) progress: Progress,
+    /// All stages; at least one.
+    stages: Vec<StagePlan>,
+    /// The stage whose split, length and freezing hold now.
+    entered: usize,
+    /// The stage that the trainer at work belongs to.
+    trainer_stage: usize,
+    /// Auditors of this stage.
+    auditors: Vec<Pruner>,
+    /// Costs of instances that have ended with their stage, and whether they did anything.
+    ended: Vec<(PluginCounters, bool)>,
     steps_per_epoch: u64,
     steps_per_round: u64,
     started: Instant,
@@ -484,6 +508,11 @@ impl<'a> Runner<'a> {
             pruners: Vec::new(),
             folder,
             progress: Progress::default(),
+            stages: plan.whole(),
+            entered: 0,
+            trainer_stage: 0,
+            auditors: Vec::new(),
+            ended: Vec::new(),
             steps_per_epoch,
             steps_per_round,
             started: Instant::now(),
@@ -564,21 +593,8 @@ impl<'a> Runner<'a> {
         saved: &Saved,
     ) -> Result<(), Diagnostic> {
         let run = &mut *self.shared.run.borrow_mut();
-        for (number, (id, meta)) in saved.sets.iter().enumerate() {
-            let set = ParameterSet::import(&format!("set{number}"), &found.tensors, meta)
-                .map_err(|error| edge("the checkpoint does not hold what it should", &error))?;
-            run.sets.insert(id.clone(), set);
-        }
-        run.data.splits.retain(|split| !split.added);
-        for (name, fields) in &saved.splits {
-            let fields = fields.iter().filter_map(|field| {
-                let tensor = found.tensors.get(&format!("split/{name}/{field}"))?;
-                Some((field.clone(), tensor.clone()))
-            });
-            run.data
-                .add_split(name, fields.collect())
-                .map_err(|error| edge("the checkpoint does not hold what it should", &error))?;
-        }
+        stages::import_sets(run, found, saved, |_| true)?;
+        stages::import_splits(run, found, &saved.splits)?;
         run.streams = saved.streams.clone();
         run.tags = saved.tags.clone();
         run.mask_owners = saved.mask_owners.clone();
@@ -591,8 +607,10 @@ impl<'a> Runner<'a> {
 
     pub(crate) fn info(&self) -> wit::RunInfo {
         wit::RunInfo {
+            stage: self.entered as u32,
             steps: self.steps_per_round,
             steps_per_epoch: self.steps_per_epoch,
+            batch_size: self.stages[self.entered].schedule.batch_size,
             ..run_info(self.plan)
         }
     }
@@ -606,10 +624,11 @@ impl<'a> Runner<'a> {
     }
 
     fn whereabouts(&self) -> String {
-        format!(
-            "step {} of run `{}`",
-            self.progress.steps_done, self.plan.name
-        )
+        let (step, run) = (self.progress.steps_done, &self.plan.name);
+        match self.plan.stages.is_empty() {
+            true => format!("step {step} of run `{run}`"),
+            false => format!("step {step} of run `{run}`, stage `{}`", self.stage().name),
+        }
     }
 
     /// A new instance of a part, started.
@@ -637,24 +656,23 @@ impl<'a> Runner<'a> {
         checkpoint: Option<checkpoint::Checkpoint>,
         composition: Composition,
     ) -> Result<(), Diagnostic> {
+        if let Some(found) = &checkpoint {
+            let saved = saved(&found.meta)?;
+            self.resume_stage(found, &saved)?;
+        }
+        self.start_stage()?;
         for part in 0..self.parts.len() {
-            let slot = self.parts[part].plan.slot;
             // The environment was started before the model was built; a world to act in has a second instance.
-            if slot == Slot::Environment {
-                if self.parts[part].loaded.world == component::World::Mdp {
+            match self.parts[part].plan.slot {
+                Slot::Environment if self.parts[part].loaded.world == component::World::Mdp => {
                     self.evaluation = Some(self.instantiate(part)?);
                 }
-                continue;
-            }
-            let session = Some(self.instantiate(part)?);
-            match slot {
-                Slot::Trainer => *self.shared.trainer.borrow_mut() = session,
-                Slot::Pruner => self.pruners.push(Pruner { part, session }),
-                Slot::Normalizer => *self.shared.normalizer.borrow_mut() = session,
-                // Not driven from here.
+                Slot::Normalizer => {
+                    let session = self.instantiate(part)?;
+                    *self.shared.normalizer.borrow_mut() = Some(session);
+                }
                 _ => {}
             }
-            self.complete_tags()?;
         }
         if let Some(checkpoint) = checkpoint {
             self.restore(checkpoint)?;
@@ -667,14 +685,15 @@ impl<'a> Runner<'a> {
             run,
             step: self.progress.steps_done,
             of: Some(self.steps_in_sight()),
-        })
+        })?;
+        self.tell_stage()
     }
 
     fn steps_in_sight(&self) -> u64 {
-        self.progress.steps_done
-            + self
-                .steps_per_round
-                .saturating_sub(self.progress.round_step)
+        let left = self
+            .steps_per_round
+            .saturating_sub(self.progress.round_step);
+        self.progress.steps_done + left + self.steps_to_come()
     }
 
     fn tell(&mut self, event: Event) -> Result<(), Diagnostic> {
@@ -704,7 +723,7 @@ impl<'a> Runner<'a> {
             match result {
                 Ok(value) => return Ok(value),
                 Err(death) => {
-                    let session = self.revive(0, &death)?;
+                    let session = self.revive(self.trainer_part().unwrap_or(0), &death)?;
                     *self.shared.trainer.borrow_mut() = session;
                 }
             }
@@ -773,7 +792,12 @@ impl<'a> Runner<'a> {
         if self.parts[part].plan.slot == Slot::Trainer {
             // Only a trainer adds splits; it may add them in `start` again.
             let data = &mut self.shared.run.borrow_mut().data;
-            data.splits.retain(|split| !split.added);
+            let mut earlier = self.progress.splits;
+            data.splits.retain(|split| {
+                let of_earlier = split.added && earlier > 0;
+                earlier -= usize::from(of_earlier);
+                !split.added || of_earlier
+            });
         }
         let mut session = self.instantiate(part)?;
         {
@@ -816,7 +840,10 @@ impl<'a> Runner<'a> {
     pub(crate) fn advance(&mut self) -> Result<Option<Ending>, Diagnostic> {
         if self.progress.stage_over {
             self.event(wit::EventKind::Stage)?;
-            return self.finish().map(Some);
+            return match self.end_stage()? {
+                true => self.finish().map(Some),
+                false => Ok(None),
+            };
         }
         if self.progress.round_over || self.progress.round_step >= self.steps_per_round {
             match self.event(wit::EventKind::Round)? {
@@ -882,7 +909,8 @@ impl<'a> Runner<'a> {
             .is_multiple_of(self.steps_per_epoch);
         if !rewound && (epoch_ends || over) {
             let epochs = self.progress.round_step.div_ceil(self.steps_per_epoch);
-            if over || epochs.is_multiple_of(u64::from(self.plan.schedule.evaluate_every.max(1))) {
+            let every = self.stage().schedule.evaluate_every.max(1);
+            if over || epochs.is_multiple_of(u64::from(every)) {
                 self.evaluate_progress(epochs)?;
             }
             rewound = matches!(
@@ -1001,7 +1029,7 @@ impl<'a> Runner<'a> {
     /// Another round from a tag. Masks stay as they are now.
     fn rewind(&mut self, part: usize, tag: &str) -> Result<(), Diagnostic> {
         let plugin = self.parts[part].plan.name.clone();
-        let trainer = self.parts[0].plan.name.clone();
+        let trainer = self.trainer_name();
         let unknown = || {
             Diagnostic::new(format!(
                 "plugin `{plugin}` rewinds to the tag `{tag}`, which does not exist"
@@ -1052,7 +1080,7 @@ impl<'a> Runner<'a> {
             return Ok(());
         }
         let bytes = self.trainer(|session| session.save())?;
-        let trainer = self.parts[0].plan.name.clone();
+        let trainer = self.trainer_name();
         let run = &mut *self.shared.run.borrow_mut();
         for tag in new {
             for (id, set) in &mut run.sets {
@@ -1110,8 +1138,10 @@ impl<'a> Runner<'a> {
         let _writing = profile::part(profile::Part::Checkpoints);
         let mut plugins = BTreeMap::new();
         let mut skipped = Vec::new();
-        let bytes = self.trainer(|session| session.save())?;
-        plugins.insert(self.parts[0].plan.name.clone(), bytes);
+        if self.trainer_part().is_some() {
+            let bytes = self.trainer(|session| session.save())?;
+            plugins.insert(self.trainer_name(), bytes);
+        }
         for i in 0..self.pruners.len() {
             let part = self.pruners[i].part;
             let name = self.parts[part].plan.name.clone();
@@ -1203,10 +1233,6 @@ impl<'a> Runner<'a> {
     }
 
     fn finish(&mut self) -> Result<Ending, Diagnostic> {
-        let epoch = self.progress.round_step.div_ceil(self.steps_per_epoch);
-        for split in ["validation", "test"] {
-            self.evaluate(split, epoch)?;
-        }
         self.density = self.count_density()?;
         self.progress
             .metrics
@@ -1225,7 +1251,10 @@ impl<'a> Runner<'a> {
             run: self.folder.path().to_path_buf(),
             seconds: self.progress.seconds,
             steps: self.progress.steps_done,
-            metrics: self.progress.metrics.clone(),
+            metrics: {
+                let named = self.progress.stage_metrics.clone().into_iter();
+                named.chain(self.progress.metrics.clone()).collect()
+            },
         };
         self.tell(Event::Finished(finished.clone()))?;
         Ok(Ending::Finished(finished))
@@ -1251,14 +1280,27 @@ impl<'a> Runner<'a> {
         let sessions = trainer
             .iter()
             .chain(self.pruners.iter().filter_map(|p| p.session.as_ref()));
-        // A resumed run has forgotten what happened before it.
-        let whole = self.seconds_before == 0.0;
-        sessions
-            .filter(|s| whole && !s.guest().counters.acted)
-            .map(|s| s.guest().name.clone())
-            .collect()
+        let now = sessions.map(|s| {
+            (
+                s.guest().slot,
+                s.guest().name.clone(),
+                s.guest().counters.acted,
+            )
+        });
+        let ended = self.ended.iter();
+        let ended = ended.map(|(cost, acted)| (cost.slot, cost.name.clone(), *acted));
+        let mut acted: BTreeMap<String, bool> = BTreeMap::new();
+        let changes = |slot: &Slot| matches!(slot, Slot::Trainer | Slot::Pruner);
+        for (_, name, did) in ended.chain(now).filter(|(slot, ..)| changes(slot)) {
+            *acted.entry(name).or_default() |= did;
+        }
+        // A resumed run has forgotten what happened before it; a frozen one is not to be changed.
+        let whole = self.seconds_before == 0.0 && !self.stages.iter().any(|stage| stage.freeze);
+        let idle = acted.into_iter().filter(|(_, did)| whole && !did);
+        idle.map(|(name, _)| name).collect()
     }
 
+    /// What each plugin has cost so far, those of earlier stages first.
     fn counters(&self) -> Vec<PluginCounters> {
         let trainer = self.shared.trainer.borrow();
         let environment = self.shared.environment.borrow();
@@ -1268,25 +1310,35 @@ impl<'a> Runner<'a> {
             .chain(self.pruners.iter().filter_map(|p| p.session.as_ref()))
             .chain(environment.iter())
             .chain(normalizer.iter());
-        let one = |session: &Session| {
-            let guest = session.guest();
-            let c = &guest.counters;
-            PluginCounters {
-                slot: guest.slot,
-                name: guest.name.clone(),
-                calls: c
-                    .calls
-                    .iter()
-                    .map(|(name, n)| (name.to_string(), *n))
-                    .collect(),
-                guest_seconds: c.total.saturating_sub(c.host).as_secs_f64(),
-                host_seconds: c.host.as_secs_f64(),
-                peak_tensor_bytes: guest.account.peak_bytes(),
-                peak_handles: c.peak_handles,
-                restarts: self.restarts.get(&guest.name).copied().unwrap_or_default(),
+        let now: Vec<PluginCounters> = sessions.map(|session| self.cost(session)).collect();
+        let mut all: Vec<PluginCounters> = Vec::new();
+        for one in self.ended.iter().map(|(cost, _)| cost).cloned().chain(now) {
+            let same = |c: &&mut PluginCounters| (c.slot, &c.name) == (one.slot, &one.name);
+            match all.iter_mut().find(same) {
+                Some(before) => before.add(&one),
+                None => all.push(one),
             }
-        };
-        sessions.map(one).collect()
+        }
+        all
+    }
+
+    fn cost(&self, session: &Session) -> PluginCounters {
+        let guest = session.guest();
+        let c = &guest.counters;
+        PluginCounters {
+            slot: guest.slot,
+            name: guest.name.clone(),
+            calls: c
+                .calls
+                .iter()
+                .map(|(name, n)| (name.to_string(), *n))
+                .collect(),
+            guest_seconds: c.total.saturating_sub(c.host).as_secs_f64(),
+            host_seconds: c.host.as_secs_f64(),
+            peak_tensor_bytes: guest.account.peak_bytes(),
+            peak_handles: c.peak_handles,
+            restarts: self.restarts.get(&guest.name).copied().unwrap_or_default(),
+        }
     }
 }
 

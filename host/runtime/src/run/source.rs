@@ -19,16 +19,18 @@ impl Source {
         let train = dataset
             .split("train")
             .map_err(|error| edge("the data has no training split", &error))?;
-        if plan.schedule.loss == Loss::CrossEntropy && train.classes == 0 {
+        let stages = plan.whole();
+        let scored = |stage: &StagePlan| stage.schedule.loss == Loss::CrossEntropy;
+        if train.classes == 0 && stages.iter().any(scored) {
             return Err(Diagnostic::new(
                 "the loss `cross-entropy` needs classes, and the targets are values",
             )
             .at("schedule.loss")
             .help("set loss = \"mse\", or tell the data source that the target is a class"));
         }
-        let steps_per_epoch = (train.count as u64)
-            .div_ceil(u64::from(plan.schedule.batch_size))
-            .max(1);
+        let samples = Some(train.count as u64);
+        let (steps_per_epoch, _) =
+            stages::lengths(&plan.schedule, &Environment::None, samples, "")?;
         let inputs = train
             .fields
             .iter()
@@ -74,7 +76,7 @@ impl Source {
             shape,
             dtype,
         };
-        let (environment, dataset, inputs, natural) = match part.loaded.world {
+        let (environment, dataset, inputs, prompts) = match part.loaded.world {
             component::World::Tasks => {
                 let spec = session.task_spec().map_err(at)?;
                 let splits = session.task_splits().map_err(at)?;
@@ -86,12 +88,12 @@ impl Source {
                     .map_err(wrong)?;
                 let inputs = field(vec![spec.context()], DType::I64);
                 let train = splits.iter().find(|(name, _)| name == "train");
-                let natural = train.map(|(_, n)| n.div_ceil(plan.schedule.batch_size.into()));
+                let prompts = train.map(|(_, count)| *count);
                 (
                     Environment::Tasks { spec, splits },
                     dataset,
                     inputs,
-                    natural,
+                    prompts,
                 )
             }
             _ => {
@@ -108,24 +110,13 @@ impl Source {
                 )
             }
         };
-        let whole = match plan.schedule.length {
-            Length::Steps(n) => Some(n),
-            Length::Epochs(_) => None,
-        };
-        let steps_per_epoch = plan.schedule.steps_per_epoch.or(natural).or(whole);
-        let steps_per_epoch = steps_per_epoch.ok_or_else(|| {
-            Diagnostic::new(format!(
-                "environment `{name}` does not say what an epoch is"
-            ))
-            .at("schedule.epochs")
-            .help("give `steps` in the place of `epochs`, or add `steps-per-epoch`")
-        })?;
+        let (steps_per_epoch, _) = stages::lengths(&plan.schedule, &environment, prompts, name)?;
         Ok(Source {
             dataset,
             environment,
             session: Some(session),
             inputs: vec![inputs],
-            steps_per_epoch: steps_per_epoch.max(1),
+            steps_per_epoch,
         })
     }
 }
