@@ -289,3 +289,35 @@ every = 7
 "#;
     killed_ten_times_ends_in_the_same_bits("cartpole", file, 5);
 }
+
+#[test]
+fn stages_killed_ten_times() {
+    let file = format!(
+        r#"
+repeat = 2
+[data]
+source = "digits"
+{MODEL}
+[schedule]
+steps = 70
+batch-size = 64
+[trainer]
+plugin = "backprop"
+with = {{ optimizer = "adam", lr = 1e-3 }}
+[[stage]]
+name = "search"
+[[stage.pruner]]
+plugin = "magnitude"
+[[stage]]
+name = "look"
+train = false
+[[stage]]
+name = "go-on"
+[stage.trainer]
+plugin = "mono-forward"
+[checkpoint]
+every = 13
+"#
+    );
+    killed_ten_times_ends_in_the_same_bits("stages", &file, 6);
+}

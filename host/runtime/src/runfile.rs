@@ -1491,12 +1491,126 @@ error: `epochs` is out of range
             &CHECKPOINT,
         ];
         for key in tables.into_iter().flatten() {
-            let forms = [format!("`{key}`"), format!("`[{key}]`")];
+            let forms = [
+                format!("`{key}`"),
+                format!("`[{key}]`"),
+                format!("`[[{key}]]`"),
+            ];
             assert!(
                 forms.iter().any(|form| text.contains(form)),
                 "docs/run-file.md: {key}"
             );
         }
+    }
+
+    const STAGES: &str = r#"
+repeat = 2
+[data]
+source = "digits"
+[model]
+layers = [{ kind = "linear", features = 10 }]
+[schedule]
+epochs = 4
+batch-size = 32
+[trainer]
+plugin = "backprop"
+[[pruner]]
+plugin = "magnitude"
+[[auditor]]
+plugin = "badexpert"
+[[stage]]
+name = "one"
+[[stage]]
+train = "repaired"
+freeze = true
+auditor = []
+[stage.schedule]
+steps = 9
+[stage.trainer]
+plugin = "calibrate"
+[[stage]]
+name = "look"
+train = false
+"#;
+
+    #[test]
+    fn what_a_stage_leaves_open_the_top_level_says() {
+        let plan = read_with(STAGES, &Overrides::default()).unwrap();
+        let names: Vec<&str> = plan.plugins.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names, ["backprop", "magnitude", "badexpert", "calibrate"]);
+        let of = |n: usize| {
+            let stage = &plan.stages[n];
+            (stage.trainer, stage.plugins.clone(), stage.schedule.length)
+        };
+        assert_eq!(of(0), (Some(0), vec![1, 2], Length::Epochs(4)));
+        assert_eq!(of(1), (Some(3), vec![], Length::Steps(9)));
+        assert_eq!(of(2), (None, vec![2], Length::Steps(0)));
+        let second = &plan.stages[1];
+        assert_eq!(
+            (second.name.as_str(), second.train.as_str()),
+            ("stage2", "repaired")
+        );
+        assert!(second.freeze && !plan.stages[0].freeze);
+        assert_eq!(second.schedule.batch_size, 32);
+        let whole: Vec<String> = plan.whole().into_iter().map(|stage| stage.name).collect();
+        assert_eq!(
+            whole,
+            ["one", "stage2", "look", "one-2", "stage2-2", "look-2"]
+        );
+        assert_eq!(plan.schedule, plan.stages[0].schedule);
+    }
+
+    #[test]
+    fn a_plan_of_stages_is_the_same_after_the_lock() {
+        let plan = read_with(STAGES, &Overrides::default()).unwrap();
+        let text = toml::to_string(&plan).unwrap();
+        assert_eq!(toml::from_str::<Plan>(&text).unwrap(), plan);
+        let plain = read_with(GOOD, &Overrides::default()).unwrap();
+        let text = toml::to_string(&plain).unwrap();
+        assert!(
+            !text.contains("stage") && !text.contains("repeat"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn stages_that_contradict_themselves_are_refused() {
+        let said = |from: &str, to: &str| {
+            let text = STAGES.replace(from, to);
+            assert_ne!(text, STAGES);
+            error(&text, &Overrides::default())
+        };
+        let twice = said("name = \"look\"", "name = \"one\"");
+        assert!(twice.contains("two stages are called `one`"), "{twice}");
+        let none = said("name = \"one\"", "name = \"one\"\ntrain = false");
+        assert!(
+            none.contains("stage `one` has no trainer, and no stage before it has one"),
+            "{none}"
+        );
+        let both = said("train = \"repaired\"", "train = false");
+        assert!(
+            both.contains("has a trainer and says `train = false`"),
+            "{both}"
+        );
+        let unknown = said("freeze = true", "frozen = true");
+        assert!(
+            unknown.contains("unknown key `frozen` in [stage.1]"),
+            "{unknown}"
+        );
+        // What every stage takes from the top is one error, not three.
+        let once = said("batch-size = 32", "batch-size = 0");
+        assert_eq!(once.matches("error:").count(), 1, "{once}");
+        let frozen = said("auditor = []", "pruner = { plugin = \"magnitude\" }");
+        assert!(
+            frozen.contains("stage `stage2` freezes what its pruner would change"),
+            "{frozen}"
+        );
+        let alone = GOOD.replace("[run]", "repeat = 2\n[run]");
+        let alone = error(&alone, &Overrides::default());
+        assert!(
+            alone.contains("`repeat` repeats a list of stages, and there is none"),
+            "{alone}"
+        );
     }
 
     #[test]
