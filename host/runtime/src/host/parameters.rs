@@ -323,6 +323,7 @@ impl Host for Guest {
         backward: Option<Handle>,
     ) -> Result<()> {
         self.uncapturable("it changes what stands for a parameter");
+        self.may_change("set-effective", &*self.set(&set)?)?;
         // The same tensor both ways is the forward one alone.
         let same = |f: &Handle, b: &Handle| f.rep() == b.rep();
         let both = forward.as_ref().zip(backward.as_ref());

@@ -252,6 +252,7 @@ impl Runner<'_> {
             run.tags.clear();
             run.new_tags.clear();
             run.mask_owners.clear();
+            run.effective_owners.clear();
             if let Some(main) = run.sets.get_mut(&SetId::Main) {
                 main.forget_tags();
                 if trains {
