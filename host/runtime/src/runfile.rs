@@ -12,8 +12,7 @@ use crate::document::{Document, Field, Fields, Origin, Reader, Value};
 use crate::model::{KINDS, KindInfo, Preset};
 use crate::plan::{
     BlockModel, CheckpointPlan, DataPlan, DataSource, Labelled, LayerPlan, Length, Limits, Loss,
-    Normalize, OnFailure, OptionValue, Plan, PluginPlan, SchedulePlan, Slot, StagePlan,
-    TRAIN,
+    Normalize, OnFailure, OptionValue, Plan, PluginPlan, SchedulePlan, Slot, StagePlan, TRAIN,
 };
 
 /// What the command line says over the run file.

@@ -224,7 +224,10 @@ fn dataset(
         .collect();
     let ends = Tensor::from_vec(ends, &[edges.len(), 2]).map_err(fail)?;
     splits.push(bare("edges", edges.len(), "nodes", ends));
-    Ok(Dataset { splits })
+    Ok(Dataset {
+        splits,
+        train_on: None,
+    })
 }
 
 #[cfg(test)]
