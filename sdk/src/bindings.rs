@@ -145,3 +145,23 @@ pub mod mdp {
         },
     });
 }
+
+/// The export of an architecture.
+pub mod architecture {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_architecture",
+        inline: "package espalier:sdk-architecture; world architecture-only {
+            export espalier:plugin/architecture@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/tensors@0.1.0": crate::bindings::host::espalier::plugin::tensors,
+            "espalier:plugin/parameters@0.1.0": crate::bindings::host::espalier::plugin::parameters,
+            "espalier:plugin/data@0.1.0": crate::bindings::host::espalier::plugin::data,
+            "espalier:plugin/model@0.1.0": crate::bindings::host::espalier::plugin::model,
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}

@@ -1,7 +1,7 @@
 //! From traits to the component's exports: the one line at the bottom of a plugin.
 
 /// Makes a plugin of a type: `espalier_sdk::export!(trainer: T);`, or `pruner`, `normalizer`, `tracking normalizer`,
-/// `tasks`, `mdp` in its place.
+/// `tasks`, `mdp`, `architecture` in its place.
 ///
 /// Name, version and summary come from the crate's manifest, the name without `espalier-plugin-`. Natively only
 /// the trait is checked, so that a plugin's pure parts run under `cargo test`.
@@ -306,6 +306,62 @@ macro_rules! export {
 
     described::export_described!(Component with_types_in $crate::guest::described);
     mdp::export_mdp!(Component with_types_in $crate::guest::mdp);
+        };
+    };
+    (architecture: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_architecture::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{
+                architecture, architecture_adapter as adapter, described, options, run,
+            };
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<adapter::Built<$plugin>> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl architecture::exports::espalier::plugin::architecture::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                ) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::start(session, &info, &settings))
+                }
+                fn build(
+                    weights: &adapter::RawSet,
+                    inputs: Vec<adapter::RawField>,
+                    outputs: u32,
+                ) -> Result<Vec<adapter::RawLayer>, run::Error> {
+                    SESSION.with(|session| adapter::build(session, weights, inputs, outputs))
+                }
+                fn forward(
+                    weights: &adapter::RawSet,
+                    inputs: Vec<adapter::RawNamed>,
+                    pass: adapter::RawPass,
+                ) -> adapter::RawForward {
+                    SESSION.with(|session| adapter::forward(session, weights, inputs, pass))
+                }
+                fn loss(
+                    weights: &adapter::RawSet,
+                    batch: $crate::guest::RawBatch,
+                    pass: adapter::RawPass,
+                ) -> Option<$crate::guest::RawTensor> {
+                    SESSION.with(|session| adapter::loss(session, weights, batch, pass))
+                }
+            }
+
+    described::export_described!(Component with_types_in $crate::guest::described);
+    architecture::export_architecture!(Component with_types_in $crate::guest::architecture);
         };
     };
 }

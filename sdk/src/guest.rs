@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use crate::bindings::host::espalier::plugin::{data, log, model, tensors};
 use crate::options::Options;
 use crate::run::EventKind;
-use crate::{Mdp, Normalizer, Pruner, Tasks, TrackingNormalizer, Trainer};
+use crate::{Architecture, Mdp, Normalizer, Pruner, Tasks, TrackingNormalizer, Trainer};
 
 pub use crate::bindings::described;
 pub use crate::bindings::host::espalier::plugin::{control, options, rewards, run};
-pub use crate::bindings::{mdp, normalizer, pruner, tasks, tracking, trainer};
+pub use crate::bindings::{architecture, mdp, normalizer, pruner, tasks, tracking, trainer};
 pub use data::Batch as RawBatch;
 pub use described::exports::espalier::plugin::plugin::Description;
 pub use model::Prediction as RawPrediction;
@@ -21,6 +21,7 @@ pub fn is_normalizer<T: Normalizer>() {}
 pub fn is_tracking_normalizer<T: TrackingNormalizer>() {}
 pub fn is_tasks<T: Tasks>() {}
 pub fn is_mdp<T: Mdp>() {}
+pub fn is_architecture<T: Architecture>() {}
 
 /// What a crate's manifest says.
 pub struct Manifest {
@@ -314,5 +315,97 @@ pub mod mdp_adapter {
 
     pub fn restore<T: Mdp>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
         session.with(|plugin| plugin.restore(state))
+    }
+}
+
+pub mod architecture_adapter {
+    pub use super::Session;
+    use super::architecture::exports::espalier::plugin::architecture as raw;
+    use super::*;
+    use crate::Tensor;
+    use crate::architecture::{Build, Pass, Weights};
+    use crate::data::Batch;
+
+    pub use crate::bindings::host::espalier::plugin::parameters::ParameterSet as RawSet;
+    pub use data::{FieldInfo as RawField, Named as RawNamed};
+    pub use model::{ForwardResult as RawForward, LayerInfo as RawLayer};
+    pub use raw::Pass as RawPass;
+
+    /// An architecture and the layers that it declared.
+    pub struct Built<T> {
+        plugin: T,
+        layers: Vec<RawLayer>,
+    }
+
+    pub fn describe<T: Architecture>(manifest: Manifest) -> Description {
+        super::describe::<T::Options>(manifest, &[])
+    }
+
+    pub fn start<T: Architecture>(
+        session: &Session<Built<T>>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+    ) -> Result<(), run::Error> {
+        report_panics();
+        let plugin = T::new(info, T::Options::from_settings(settings)?)?;
+        let layers = Vec::new();
+        session.put(Built { plugin, layers });
+        Ok(())
+    }
+
+    pub fn build<T: Architecture>(
+        session: &Session<Built<T>>,
+        weights: &RawSet,
+        fields: Vec<RawField>,
+        outputs: u32,
+    ) -> Result<Vec<RawLayer>, run::Error> {
+        session.with(|built| {
+            let mut build = Build::new(weights, fields, outputs);
+            built.plugin.build(&mut build)?;
+            built.layers = build.into_layers();
+            Ok(built.layers.clone())
+        })
+    }
+
+    pub fn forward<T: Architecture>(
+        session: &Session<Built<T>>,
+        weights: &RawSet,
+        inputs: Vec<RawNamed>,
+        pass: RawPass,
+    ) -> RawForward {
+        session.with(|built| {
+            let inputs: Vec<(String, Tensor)> = inputs
+                .into_iter()
+                .map(|(name, t)| (name, Tensor::from_raw(t)))
+                .collect();
+            let range = pass.range.0 as usize..pass.range.1 as usize;
+            let mut pass = Pass::new(pass.mode, pass.key, pass.want);
+            let weights = Weights::from_raw(weights);
+            let output = pass.run(&built.plugin, &built.layers, range, &inputs, &weights);
+            let extra = pass.into_given();
+            RawForward {
+                output: output.into_raw(),
+                extra: extra
+                    .into_iter()
+                    .map(|(name, t)| (name, t.into_raw()))
+                    .collect(),
+            }
+        })
+    }
+
+    pub fn loss<T: Architecture>(
+        session: &Session<Built<T>>,
+        weights: &RawSet,
+        batch: RawBatch,
+        pass: RawPass,
+    ) -> Option<RawTensor> {
+        session.with(|built| {
+            let mut pass = Pass::new(pass.mode, pass.key, pass.want);
+            let weights = Weights::from_raw(weights);
+            let losses = built
+                .plugin
+                .loss(&Batch::from_raw(batch), &weights, &mut pass);
+            losses.map(Tensor::into_raw)
+        })
     }
 }

@@ -14,6 +14,7 @@ extern crate self as espalier_sdk;
 #[doc(hidden)]
 pub mod bindings;
 
+pub mod architecture;
 pub mod autograd;
 pub mod blocks;
 pub mod capture;
@@ -44,6 +45,7 @@ pub use espalier_sdk_derive::Choice;
 /// `#[option(default = VALUE, min = NUMBER, max = NUMBER, live)]`.
 pub use espalier_sdk_derive::Options;
 
+pub use architecture::Architecture;
 pub use autograd::{grad, no_grad};
 pub use data::{Batch, Stream};
 pub use model::{Mode, Model, Prediction};

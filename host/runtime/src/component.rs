@@ -398,8 +398,18 @@ fn check_imports(
     for (name, item) in component.component_type().imports(engine) {
         let allowed = match split_name(name) {
             Some((interface, _)) => {
-                ours.push(interface.to_string());
-                COMMON.contains(&interface) || granted(slot).contains(&interface)
+                let granted = COMMON.contains(&interface) || granted(slot).contains(&interface);
+                // What a slot's own export speaks of, a batch say, comes as an interface of types: no capability.
+                let types_only = || match &item.ty {
+                    ComponentItem::ComponentInstance(instance) => instance
+                        .exports(engine)
+                        .all(|(_, item)| !matches!(item.ty, ComponentItem::ComponentFunc(_))),
+                    _ => false,
+                };
+                if granted {
+                    ours.push(interface.to_string());
+                }
+                granted || types_only()
             }
             None => {
                 let base = name.split('@').next().unwrap_or(name);

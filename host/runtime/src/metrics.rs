@@ -10,9 +10,9 @@ use crate::plan::Loss;
 /// How to read a trainer's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prediction {
-    /// Unnormalised log-probabilities [n, classes].
+    /// Unnormalised log-probabilities [n, classes], or [n, t, classes] of a series.
     Logits,
-    /// Probabilities [n, classes].
+    /// Probabilities, of the same shapes.
     Probabilities,
     /// Values [n, ...].
     Values,
@@ -27,7 +27,10 @@ pub enum Prediction {
 pub struct Sums {
     loss_kind: Loss,
     classes: u32,
+    /// Whether the classes are bytes.
+    bytes: bool,
     samples: u64,
+    /// Answers: one a sample, or one for each of its steps or values.
     values: u64,
     loss: f64,
     correct: u64,
@@ -39,11 +42,18 @@ impl Sums {
         Sums {
             loss_kind,
             classes,
+            bytes: false,
             samples: 0,
             values: 0,
             loss: 0.0,
             correct: 0,
         }
+    }
+
+    /// The classes are the bytes of a text: the cross-entropy is given in bits as well.
+    pub fn of_bytes(mut self) -> Sums {
+        self.bytes = true;
+        self
     }
 
     /// Adds a batch; an error says in words what does not fit.
@@ -65,9 +75,10 @@ impl Sums {
         match (kind, self.classes) {
             (Prediction::Logits | Prediction::Probabilities, classes) if classes > 0 => {
                 let width = classes as usize;
-                if output.shape() != [n, width] {
+                let expected = [targets.shape(), &[width]].concat();
+                if output.shape() != expected {
                     return Err(format!(
-                        "predictions have shape {:?}, expected [{n}, {classes}]",
+                        "predictions have shape {:?}, expected {expected:?}",
                         output.shape()
                     ));
                 }
@@ -130,7 +141,7 @@ impl Sums {
         };
     }
 
-    /// `loss`, and `accuracy` where there are classes.
+    /// `loss`, `accuracy` where there are classes, and `bits-per-byte` where those are bytes.
     pub fn finish(&self) -> BTreeMap<String, f64> {
         let mut out = BTreeMap::new();
         if self.samples > 0 {
@@ -138,8 +149,12 @@ impl Sums {
             if self.classes > 0 {
                 out.insert(
                     "accuracy".to_string(),
-                    self.correct as f64 / self.samples as f64,
+                    self.correct as f64 / self.values.max(1) as f64,
                 );
+            }
+            if self.bytes && self.loss_kind == Loss::CrossEntropy {
+                let nats = self.loss / self.values.max(1) as f64;
+                out.insert("bits-per-byte".to_string(), nats / std::f64::consts::LN_2);
             }
         }
         out
@@ -170,6 +185,23 @@ mod tests {
         let want = (2f64.ln() + (1.0 + (-2f64).exp()).ln()) / 2.0;
         assert!((m["loss"] - want).abs() < 1e-12, "{m:?}");
         assert_eq!(m["accuracy"], 0.5);
+    }
+
+    #[test]
+    fn each_step_of_a_series_is_an_answer() {
+        let mut sums = Sums::new(Loss::CrossEntropy, 2).of_bytes();
+        // One sample of two steps: probabilities 1/2 and 3/4 for what came.
+        let logits = t(&[0.0, 0.0, 0.0, 3f64.ln()], &[1, 2, 2], DType::F64);
+        let targets = t(&[0.0, 1.0], &[1, 2], DType::I64);
+        sums.add(Prediction::Logits, &logits, &targets).unwrap();
+        let m = sums.finish();
+        assert_eq!(m["accuracy"], 1.0);
+        let bits = (1.0 + (4f64 / 3.0).log2()) / 2.0;
+        assert!((m["bits-per-byte"] - bits).abs() < 1e-12, "{m:?}");
+        assert!((m["loss"] - bits * 2f64.ln()).abs() < 1e-12, "{m:?}");
+        let flat = t(&[0.0; 4], &[2, 2], DType::F64);
+        let error = sums.add(Prediction::Logits, &flat, &targets).unwrap_err();
+        assert_eq!(error, "predictions have shape [2, 2], expected [1, 2, 2]");
     }
 
     #[test]

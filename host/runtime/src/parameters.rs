@@ -506,6 +506,16 @@ impl ParameterSet {
         Ok(())
     }
 
+    /// Says which layer a parameter belongs to, unless it belongs to one already.
+    ///
+    /// # Errors
+    /// Unknown name.
+    pub fn belongs_to(&mut self, name: &str, layer: u32) -> Result<()> {
+        let at = self.find(name)?;
+        self.entries[at].layer.get_or_insert(layer);
+        Ok(())
+    }
+
     /// The effective value as the next forward pass uses it: what [`ParameterSet::set_effective`] has put in the
     /// stored value's place, with zeros where a mask hides. A tracked leaf (dense gradients, masked positions included) unless
     /// the parameter is a buffer. The same tensor is returned until the value or the mask changes.

@@ -146,6 +146,13 @@ pub enum DataSource {
         /// Targets: integers are classes, floats are values.
         targets: PathBuf,
     },
+    /// A text as bytes, 256 classes: the targets are the inputs, one byte later.
+    Text {
+        /// The file, plain or gzip.
+        path: PathBuf,
+        /// Bytes a sample.
+        context: u32,
+    },
     /// One graph: the nodes are the samples.
     Graph {
         /// CSV file of the nodes: features and a class.

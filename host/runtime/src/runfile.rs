@@ -27,11 +27,12 @@ pub struct Overrides {
 }
 
 const RUN: [&str; 3] = ["name", "seed", "threads"];
-const DATA: [&str; 20] = [
+const DATA: [&str; 21] = [
     "source",
     "path",
     "target",
     "classes",
+    "context",
     "inputs",
     "targets",
     "test",
@@ -66,11 +67,12 @@ const STAGE: [&str; 7] = [
 const PLUGIN: [&str; 4] = ["plugin", "with", "limits", "on-failure"];
 const LIMITS: [&str; 5] = ["memory", "tensors", "handles", "call", "log"];
 const CHECKPOINT: [&str; 2] = ["every", "keep"];
-const ROOT: [&str; 13] = [
+const ROOT: [&str; 14] = [
     "run",
     "data",
     "environment",
     "model",
+    "architecture",
     "schedule",
     "trainer",
     "pruner",
@@ -189,12 +191,28 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
         Some(field) => plugin(field, Slot::Environment).map(Some),
         None => Some(None),
     };
-    let model = root
-        .require(
-            "model",
-            "add [model] with layers = [{ kind = \"linear\", features = 10 }]",
-        )
-        .and_then(|field| model(&field));
+    let architecture = root.get("architecture");
+    let model = match (root.get("model"), &architecture) {
+        (Some(_), Some(second)) => {
+            second.error(
+                Diagnostic::new("the run file gives both [model] and [architecture]")
+                    .expected("one of the two: a list of layers, or a plugin that computes the model")
+                    .help("remove one"),
+            );
+            None
+        }
+        (None, Some(_)) => Some(Vec::new()),
+        _ => root
+            .require(
+                "model",
+                "add [model] with layers = [{ kind = \"linear\", features = 10 }], or [architecture] with a plugin",
+            )
+            .and_then(|field| model(&field)),
+    };
+    let architecture = match &architecture {
+        Some(field) => plugin(field, Slot::Architecture).map(Some),
+        None => Some(None),
+    };
     let source = data.as_ref().and_then(|data| data.as_ref());
     let default_loss = source.map_or(Loss::CrossEntropy, |data| default_loss(&data.source));
     let stages = stages(&root, default_loss, has_data);
@@ -239,6 +257,7 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
         repeat,
         schedule,
     } = stages?;
+    plugins.extend(architecture?);
     plugins.extend(environment?.into_iter().chain(normalizer?));
     plugins.extend(transforms?);
     Some(Plan {
@@ -566,12 +585,13 @@ fn run_name(field: &Field<'_, '_>) -> Option<String> {
 
 // Data.
 
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "digits",
     "fashion-mnist",
     "idx",
     "csv",
     "npy",
+    "text",
     "graph",
     "block-model",
 ];
@@ -581,7 +601,7 @@ fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
     let source = all
         .require(
             "source",
-            "add source = \"digits\", or another of fashion-mnist, idx, csv, npy, graph, block-model",
+            "add source = \"digits\", or another of fashion-mnist, idx, csv, npy, text, graph, block-model",
         )
         .and_then(|field| field.choice("data source", &SOURCES))?;
     let source = SOURCES[source];
@@ -606,6 +626,7 @@ fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
             "train-per-class",
             "validation-per-class",
         ],
+        "text" => &["path", "context", "test"],
         _ => &["test"],
     };
     // The nodes of a graph are not split by fractions, and not scaled.
@@ -694,6 +715,18 @@ fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
             },
             labelled: labelled(),
         }),
+        "text" => {
+            let context = match fields.get("context") {
+                Some(field) => field.integer(1, 1 << 20),
+                None => Some(64),
+            };
+            need("path", "add path = \"FILE.txt\", plain or gzip")
+                .zip(context)
+                .map(|(path, context)| DataSource::Text {
+                    path,
+                    context: context as u32,
+                })
+        }
         _ => Some(DataSource::Digits),
     };
     let limit = |key: &str| {
@@ -758,6 +791,7 @@ fn default_loss(source: &DataSource) -> Loss {
     let classes = match source {
         DataSource::Digits
         | DataSource::Idx { .. }
+        | DataSource::Text { .. }
         | DataSource::Graph { .. }
         | DataSource::BlockModel { .. } => true,
         DataSource::Csv { classes, .. } => *classes,

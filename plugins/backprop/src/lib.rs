@@ -5,7 +5,7 @@
 //! may be clipped by their common norm (Pascanu et al. 2013).
 
 use espalier_sdk::capture::{Captured, Step};
-use espalier_sdk::data::{self, Batch, Stream};
+use espalier_sdk::data::{self, Batch, FieldInfo, Stream};
 use espalier_sdk::options::Value;
 use espalier_sdk::parameters::{AdamOptions, Selection, SgdOptions, clip_grad_norm};
 use espalier_sdk::schedule::Schedule;
@@ -76,6 +76,8 @@ struct Settings {
 #[derive(Clone, PartialEq)]
 struct Plan {
     loss: Loss,
+    /// Whether a sample has several targets, one for each of its steps.
+    series: bool,
     optimizer: Optimizer,
     sgd: SgdOptions,
     adam: AdamOptions,
@@ -113,6 +115,8 @@ impl Trainer for Backprop {
                 )
             })?;
         let classes = train.classes;
+        let several = |field: &FieldInfo| field.name == "targets" && !field.shape.is_empty();
+        let series = train.fields.iter().any(several);
         if settings.loss == Loss::Auto {
             settings.loss = if classes > 0 {
                 Loss::CrossEntropy
@@ -140,6 +144,7 @@ impl Trainer for Backprop {
             model: Model::main(),
             plan: Plan {
                 loss: settings.loss,
+                series,
                 optimizer: settings.optimizer,
                 sgd: SgdOptions {
                     momentum: settings.momentum,
@@ -231,6 +236,10 @@ impl Plan {
             Loss::Mse => output
                 .mse(&batch.targets().reshape_as(&output))
                 .per_sample(),
+            // A series has a class at each step; its loss is the mean of theirs.
+            Loss::Auto | Loss::CrossEntropy if self.series => {
+                output.cross_entropy(batch.targets()).per_sample()
+            }
             Loss::Auto | Loss::CrossEntropy => output.cross_entropy(batch.targets()),
         }
     }

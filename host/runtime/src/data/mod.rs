@@ -1,9 +1,10 @@
 //! Data sets: reads a source, splits it, scales it, and keeps each split as whole tensors.
 //!
 //! Every split has the field `inputs` (f32 [count, ...], or i64 where an NPY source holds whole numbers)
-//! and the field `targets` (i64 [count] for classes, f32 [count, k] for values). A split depends on the
-//! plan's `split_seed` alone, not on the run's seed; inside a split the samples stand in the order of the
-//! source, so that a series stays a series. Batches are made in [`stream`].
+//! and the field `targets` (i64 [count] for classes, i64 [count, t] for a class at each step of a series, f32
+//! [count, k] for values). A split depends on the plan's `split_seed` alone, not on the run's seed; inside a split
+//! the samples stand in the order of the source, so that a series stays a series. A text is not shuffled into its
+//! splits: its end is the test split, what comes before that validation. Batches are made in [`stream`].
 
 mod csv_file;
 mod digits;
@@ -11,6 +12,7 @@ mod graph;
 mod idx;
 mod npy;
 pub mod stream;
+mod text;
 
 use std::path::{Path, PathBuf};
 
@@ -274,8 +276,20 @@ enum Values {
 
 /// Targets as a source gives them.
 enum Targets {
-    Classes { labels: Vec<i64>, classes: u32 },
-    Values { values: Vec<f32>, width: usize },
+    Classes {
+        labels: Vec<i64>,
+        classes: u32,
+    },
+    /// A class at each of `steps` steps of a sample. The samples follow each other, so they are split in their order.
+    Series {
+        labels: Vec<i64>,
+        classes: u32,
+        steps: usize,
+    },
+    Values {
+        values: Vec<f32>,
+        width: usize,
+    },
 }
 
 /// Samples as a source gives them, row-major, nothing shuffled, nothing scaled.
@@ -329,13 +343,23 @@ pub fn load(plan: &DataPlan) -> Result<Dataset> {
             classes,
         } => csv_file::read(path, target, *classes)?,
         DataSource::Npy { inputs, targets } => npy::read(inputs, targets)?,
+        DataSource::Text { path, context } => text::read(path, *context as usize)?,
     };
-    let mut train = permutation(raw.train.count, plan.split_seed, 0);
+    let in_order = matches!(raw.train.targets, Targets::Series { .. });
+    let mut train = match in_order {
+        // Fractions are cut off the front: the end of the text comes first.
+        true => (0..raw.train.count).rev().collect(),
+        false => permutation(raw.train.count, plan.split_seed, 0),
+    };
     let (mut test, test_table) = match &raw.test {
         Some(table) => (permutation(table.count, plan.split_seed, 1), table),
         None => (take_front(&mut train, plan.test), &raw.train),
     };
     let mut validation = take_front(&mut train, plan.validation);
+    if in_order {
+        train.reverse();
+        test.reverse();
+    }
     train.truncate(plan.train_limit.unwrap_or(usize::MAX));
     test.truncate(plan.test_limit.unwrap_or(usize::MAX));
     if train.is_empty() {
@@ -521,6 +545,14 @@ fn make_split(
     let (targets, classes) = match &table.targets {
         Targets::Classes { labels, classes } => (
             Tensor::from_vec(gather(labels, rows, 1), &[rows.len()]),
+            *classes,
+        ),
+        Targets::Series {
+            labels,
+            classes,
+            steps,
+        } => (
+            Tensor::from_vec(gather(labels, rows, *steps), &[rows.len(), *steps]),
             *classes,
         ),
         Targets::Values { values, width } => (

@@ -1027,3 +1027,43 @@ fn a_split_of_nothing_is_bounded_too() {
         "add-split `nothing`: 33554432 samples; at most 16777216"
     );
 }
+
+#[test]
+fn a_text_becomes_windows_whose_targets_are_the_next_bytes() {
+    let dir = folder("text");
+    let file = dir.join("a.txt");
+    std::fs::write(&file, b"abcdefghijkl").unwrap();
+    let mut how = plan(DataSource::Text {
+        path: file.clone(),
+        context: 2,
+    });
+    // 11 bytes have a next one: 5 windows. The last is tested, the one before it validates.
+    (how.test, how.validation) = (0.2, 0.25);
+    let data = load(&how).unwrap();
+    let bytes = |text: &str| text.bytes().map(i64::from).collect::<Vec<_>>();
+    let split = |name: &str| {
+        let split = data.split(name).unwrap();
+        let field = |name: &str| integers(split.field(name).unwrap());
+        (split.classes, field("inputs"), field("targets"))
+    };
+    assert_eq!(split("train"), (256, bytes("abcdef"), bytes("bcdefg")));
+    assert_eq!(split("validation"), (256, bytes("gh"), bytes("hi")));
+    assert_eq!(split("test"), (256, bytes("ij"), bytes("jk")));
+    let targets = data.splits[0].field("targets").unwrap();
+    assert_eq!(targets.shape(), [3, 2]);
+
+    how.train_limit = Some(1);
+    let data = load(&how).unwrap();
+    let inputs = integers(data.split("train").unwrap().field("inputs").unwrap());
+    assert_eq!(inputs, bytes("ab"));
+
+    how.source = DataSource::Text {
+        path: file,
+        context: 12,
+    };
+    let error = load(&how).unwrap_err().to_string();
+    assert!(
+        error.contains("12 bytes of text, expected at least context + 1 = 13"),
+        "{error}"
+    );
+}

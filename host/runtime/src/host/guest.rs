@@ -218,6 +218,17 @@ pub(super) struct Selection {
     pub(super) names: Vec<String>,
 }
 
+/// What a call of an architecture may do with the set that is lent to it, beside reading.
+#[derive(Default)]
+pub(super) struct Lent {
+    /// It may create parameters.
+    pub(super) building: bool,
+    /// It may assign to buffers.
+    pub(super) moves_buffers: bool,
+    /// What it reads in the place of parameters.
+    pub(super) overrides: BTreeMap<String, Tensor>,
+}
+
 /// One plugin's share of the host. The data of its wasmtime store.
 pub struct Guest {
     /// Name in the registry.
@@ -260,6 +271,8 @@ pub struct Guest {
     pub(super) captures: Slab<Captured>,
     /// A captured step that the plugin is doing itself.
     pub(super) performing: Option<Performing>,
+    /// What goes with the set of the current call, for an architecture.
+    pub(super) lent: Option<Lent>,
 }
 
 impl Guest {
@@ -300,6 +313,7 @@ impl Guest {
             streams: Slab::default(),
             captures: Slab::default(),
             performing: None,
+            lent: None,
         }
     }
 

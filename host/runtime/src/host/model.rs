@@ -12,7 +12,8 @@ use super::bindings::trainer::espalier::plugin::model::{
 };
 use super::bindings::trainer::espalier::plugin::model_adopt;
 use super::guest::{Guest, misuse, named, told};
-use super::state::{ModelId, RunState};
+use super::session::architecture::Asked;
+use super::state::{ModelId, RunState, SetId};
 use super::tensors::{sizes, wit_shape};
 use crate::model::{self as store, FieldShape, Input, Model};
 use crate::parameters::ParameterSet;
@@ -66,6 +67,31 @@ impl Guest {
             Ok(value) => Ok(value),
             Err(death) => Err(wasmtime::Error::new(death)),
         }
+    }
+}
+
+impl Guest {
+    /// Calls into the run's architecture, which computes the model for every other plugin.
+    fn ask_architecture<T>(
+        &mut self,
+        what: &'static str,
+        ask: impl FnOnce(&mut super::session::Session) -> std::result::Result<T, super::session::Death>,
+    ) -> Result<T> {
+        let shared = self.shared.clone();
+        let mut slot = match shared.architecture.try_borrow_mut() {
+            Ok(slot) => slot,
+            Err(_) => return misuse(format!("model.{what}: the architecture is at work already")),
+        };
+        let Some(architecture) = slot.as_mut() else {
+            return misuse(format!(
+                "model.{what}: the run has no architecture any more"
+            ));
+        };
+        let budget = self
+            .deadline
+            .saturating_duration_since(std::time::Instant::now());
+        architecture.shorten(budget);
+        ask(architecture).map_err(wasmtime::Error::new)
     }
 }
 
@@ -218,7 +244,7 @@ impl Host for Guest {
                 )?;
             }
         }
-        let result = {
+        let declared = {
             let run = &mut *self.shared.run.borrow_mut();
             run.passes += 1;
             let key = [run.seed, run.steps_done, run.passes];
@@ -229,7 +255,36 @@ impl Host for Guest {
                 .and_then(|(_, t)| t.shape().first().copied())
                 .unwrap_or(1) as f64;
             self.affordable("forward", samples * model.macs(from, to) as f64)?;
-            told(model.forward(set, from, to, &inputs, mode, &overrides, &want, &key))?
+            match model.is_declared() {
+                true => {
+                    told(model.check_overrides(set, &overrides))?;
+                    Err((told(model.prepare(from..to, &inputs, &want))?, key))
+                }
+                false => Ok(told(
+                    model.forward(set, from, to, &inputs, mode, &overrides, &want, &key),
+                )?),
+            }
+        };
+        let result = match declared {
+            Ok(result) => result,
+            Err((inputs, key)) => {
+                let asked = Asked {
+                    set: &id.set(),
+                    overrides,
+                    range,
+                    mode,
+                    key: key.to_vec(),
+                    want,
+                };
+                let result =
+                    self.ask_architecture("forward", |a| a.forward(&asked, inputs.clone()))?;
+                let run = self.shared.run.borrow();
+                if let Some(model) = run.models.get(&id) {
+                    let range = range.0 as usize..range.1 as usize;
+                    told(model.check_forward(range, &inputs, &asked.want, &result))?;
+                }
+                result
+            }
         };
         Ok(ForwardResult {
             output: self.put(Ok(result.output))?,
@@ -319,9 +374,34 @@ impl Host for Guest {
     }
 
     fn loss(&mut self, b: Batch) -> Result<Option<Handle>> {
-        // No architecture plugins yet: the run's loss always applies.
-        self.take_batch(b)?;
-        Ok(None)
+        let batch = self.take_batch(b)?;
+        let (layers, key) = {
+            let run = &mut *self.shared.run.borrow_mut();
+            let Some(model) = run
+                .models
+                .get(&ModelId::Main)
+                .filter(|model| model.is_declared())
+            else {
+                // Built-in layers have no loss: the run's applies.
+                return Ok(None);
+            };
+            let layers = model.len() as u32;
+            run.passes += 1;
+            (layers, vec![run.seed, run.steps_done, run.passes])
+        };
+        self.declare(&SetId::Main);
+        let asked = Asked {
+            set: &SetId::Main,
+            overrides: BTreeMap::new(),
+            range: (0, layers),
+            mode: store::Mode::Train,
+            key,
+            want: Vec::new(),
+        };
+        match self.ask_architecture("loss", |a| a.architecture_loss(&asked, batch))? {
+            Some(losses) => self.put(Ok(losses)).map(Some),
+            None => Ok(None),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use super::guest::{Guest, Selection, misuse, named, told};
 use super::state::{SetId, inner_tag, is_inner_tag};
 use super::tensors::{wit_dtype, wit_shape};
 use crate::parameters::{self as store, ParameterSet};
+use crate::plan::Slot;
 
 type Handle = Resource<rep::Tensor>;
 type Set = Resource<rep::ParameterSet>;
@@ -93,7 +94,14 @@ impl Guest {
 
     fn selected_values(&self, selection: &Selection) -> Result<Vec<Tensor>> {
         self.on_id(&selection.set, |s| {
-            selection.names.iter().map(|name| s.value(name)).collect()
+            selection
+                .names
+                .iter()
+                .map(|name| match self.overridden(name) {
+                    Some(instead) => Ok(instead),
+                    None => s.value(name),
+                })
+                .collect()
         })
     }
 
@@ -153,6 +161,42 @@ impl Guest {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses what a plugin without state has no business with.
+    fn stateful(&self, what: &str) -> Result<()> {
+        match self.slot {
+            Slot::Architecture => misuse(format!(
+                "{what}: an architecture keeps nothing; its weights are in the set that each call gives it"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses an architecture's assignment to what is no buffer, or in a pass that moves none.
+    fn moves_buffer(&self, set: &Set, name: &str) -> Result<()> {
+        let buffer = self.on_set(set, |s| {
+            s.stored(name)?;
+            let is =
+                |info: &store::ParameterInfo| info.name == name && info.kind == store::Kind::Buffer;
+            Ok(s.infos().iter().any(is))
+        })?;
+        match buffer && self.lent.as_ref().is_some_and(|lent| lent.moves_buffers) {
+            true => Ok(()),
+            false => misuse(format!(
+                "assign: an architecture changes buffers in the mode `train` alone, and `{name}` {}",
+                if buffer {
+                    "is assigned to in another mode"
+                } else {
+                    "is none"
+                }
+            )),
+        }
+    }
+
+    /// What stands for a parameter in this call of an architecture.
+    fn overridden(&self, name: &str) -> Option<Tensor> {
+        self.lent.as_ref()?.overrides.get(name).cloned()
     }
 
     /// A plugin that never changes the run's set in a whole run is named in a warning.
@@ -218,10 +262,12 @@ impl HostParameterSet for Guest {
 
 impl Host for Guest {
     fn main(&mut self) -> Result<Set> {
+        self.stateful("main")?;
         self.put_set(SetId::Main)
     }
 
     fn new_set(&mut self, name: String) -> Result<Set> {
+        self.stateful("new-set")?;
         named("new-set", &name)?;
         let id = SetId::Own {
             plugin: self.name.clone(),
@@ -247,16 +293,25 @@ impl Host for Guest {
     ) -> Result<()> {
         self.uncapturable("it creates a parameter");
         let id = self.set(&set)?;
-        if !matches!(*id, SetId::Own { .. }) {
+        let building = self.lent.as_ref().is_some_and(|lent| lent.building);
+        if self.slot == Slot::Architecture && !building {
+            return misuse(format!(
+                "create: `{name}` is created too late; an architecture creates its parameters in build"
+            ));
+        }
+        if !building && !matches!(*id, SetId::Own { .. }) {
             return misuse(format!(
                 "create: `{name}` can't be added to {id}; make a set with new-set"
             ));
         }
         named("create", &name)?;
-        self.shared
-            .run
-            .borrow()
-            .room_for_entries("create", &self.name, 1)?;
+        {
+            let run = self.shared.run.borrow();
+            run.room_for_entries("create", &self.name, 1)?;
+            if building {
+                run.room_in_model("create", &id)?;
+            }
+        }
         let init = self.tensor(&init)?.detach();
         self.on_set(&set, |s| match s.contains(&name) {
             true => {
@@ -288,13 +343,19 @@ impl Host for Guest {
     fn value(&mut self, set: Set, name: String) -> Result<Handle> {
         let id = self.set(&set)?;
         self.declare(&id);
-        let y = self.on_set(&set, |s| s.value(&name))?;
+        let y = match self.overridden(&name) {
+            Some(instead) => instead,
+            None => self.on_set(&set, |s| s.value(&name))?,
+        };
         self.put(Ok(y))
     }
 
     fn assign(&mut self, set: Set, name: String, value: Handle) -> Result<()> {
         self.uncapturable("it assigns to a parameter");
         self.may_change("assign", &*self.set(&set)?)?;
+        if self.slot == Slot::Architecture {
+            self.moves_buffer(&set, &name)?;
+        }
         let value = self.tensor(&value)?.clone();
         self.on_set(&set, |s| s.assign(&name, &value))?;
         self.acted(&set)
@@ -303,6 +364,7 @@ impl Host for Guest {
     fn set_mask(&mut self, set: Set, name: String, mask: Option<Handle>, keep: bool) -> Result<()> {
         self.uncapturable("it changes a mask");
         self.may_change("set-mask", &*self.set(&set)?)?;
+        self.stateful("set-mask")?;
         let mask = mask.map(|m| self.tensor(&m).cloned()).transpose()?;
         self.claim(&set, &name, Claim::Mask)?;
         self.on_set(&set, |s| s.set_mask(&name, mask.as_ref(), keep))?;
@@ -324,6 +386,7 @@ impl Host for Guest {
     ) -> Result<()> {
         self.uncapturable("it changes what stands for a parameter");
         self.may_change("set-effective", &*self.set(&set)?)?;
+        self.stateful("set-effective")?;
         // The same tensor both ways is the forward one alone.
         let same = |f: &Handle, b: &Handle| f.rep() == b.rep();
         let both = forward.as_ref().zip(backward.as_ref());
@@ -350,6 +413,7 @@ impl Host for Guest {
 
     fn snapshot(&mut self, set: Set, tag: String) -> Result<()> {
         self.uncapturable("it takes a snapshot");
+        self.stateful("snapshot")?;
         const MOST: usize = 64;
         named("snapshot", &tag)?;
         let id = self.set(&set)?;
@@ -409,6 +473,7 @@ impl Host for Guest {
     fn rollback(&mut self, set: Set, tag: String) -> Result<()> {
         self.uncapturable("it goes back to a snapshot");
         self.may_change("rollback", &*self.set(&set)?)?;
+        self.stateful("rollback")?;
         self.on_set(&set, |s| s.rollback(&tag))?;
         self.acted(&set)
     }

@@ -4,6 +4,7 @@
 //! the host, other plugins and the parameters stay usable. After a death the store is gone for good; the run's
 //! policy decides what follows.
 
+pub mod architecture;
 mod auditor;
 mod searcher;
 mod transform;
@@ -210,8 +211,11 @@ impl Session {
         autograd::set_grad_enabled(guest.grad_allowed && guest.no_grad == 0);
         let scope = guest.account.enter();
         let recording = capture::is_recording();
-        // Another plugin's step is being recorded: what this one does is its own affair.
-        capture::refuse("it calls another plugin");
+        // Another plugin's step is being recorded: what this one does is its own affair. An architecture has no state
+        // and sees nothing but what the step gives it: its kernels are the step's.
+        if !matches!(self.exports, Exports::Architecture(_)) {
+            capture::refuse("it calls another plugin");
+        }
         let result = f(&mut self.store, &self.exports);
         if !recording && capture::is_recording() {
             capture::abandon();

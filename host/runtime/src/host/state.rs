@@ -220,6 +220,18 @@ impl RunState {
     }
 }
 
+impl RunState {
+    /// Refuses an architecture's next parameter where its model has too many.
+    pub fn room_in_model(&self, what: &str, id: &SetId) -> wasmtime::Result<()> {
+        match self.sets.get(id).map_or(0, ParameterSet::len) < MOST_ENTRIES {
+            true => Ok(()),
+            false => misuse(format!(
+                "{what}: more than {MOST_ENTRIES} parameters in a model"
+            )),
+        }
+    }
+}
+
 /// The tag under which a plugin's own sets go with a tag of the run's set.
 pub fn inner_tag(tag: &str) -> String {
     format!("run:{tag}")
@@ -236,6 +248,8 @@ pub struct Shared {
     pub run: RefCell<RunState>,
     /// The trainer, which other plugins may ask for its objective and predictions. None while it is called.
     pub trainer: RefCell<Option<Session>>,
+    /// The architecture, which computes the run's model and its clones, where there is one.
+    pub architecture: RefCell<Option<Session>>,
     /// The environment, asked for the trainer and for measurements.
     pub environment: RefCell<Option<Session>>,
     /// The normaliser, asked for the trainer.
@@ -252,6 +266,7 @@ impl Shared {
         Shared {
             run: RefCell::new(run),
             trainer: RefCell::new(None),
+            architecture: RefCell::new(None),
             environment: RefCell::new(None),
             normalizer: RefCell::new(None),
             events: RefCell::default(),

@@ -83,6 +83,8 @@ pub(super) enum Op {
         /// Name of the embedding's weight.
         table: String,
     },
+    /// An architecture computes it.
+    Declared,
 }
 
 /// What a layer does along the first axis of a sample, where that axis is time.
@@ -104,6 +106,7 @@ impl Op {
     /// What the layer does along time, given the shape of a sample of its input.
     pub(super) fn along_time(&self, in_shape: &[usize]) -> AlongTime {
         match self {
+            Op::Declared => return AlongTime::Fixed,
             Op::Embedding => return AlongTime::Alone,
             // Whole numbers that have not met their embedding yet.
             Op::Identity if in_shape.len() == 1 => return AlongTime::Alone,
@@ -132,6 +135,7 @@ impl Op {
             Op::Attention { causal: false, .. } => AlongTime::All,
             Op::Lstm | Op::Rnn => AlongTime::Recurs,
             Op::Conv2d { .. }
+            | Op::Declared
             | Op::BatchNorm { .. }
             | Op::MaxPool { .. }
             | Op::AveragePool { .. }
@@ -876,6 +880,11 @@ pub(super) fn forward(
             cosine.and_then(|cosine| ops::multiply(&cosine, *scale))
         }
         Op::TiedLinear { table } => nn::linear(x, &pass.named(table)?, None),
+        Op::Declared => {
+            return Err(Error::Forward {
+                problem: format!("layer `{}` is computed by the architecture", layer.name),
+            });
+        }
     };
     out.map_err(fail)
 }

@@ -3,6 +3,7 @@
 //! A [`Model`] holds no numbers. Its parameters live in a [`ParameterSet`] under `LAYER.weight` and the
 //! like, so that one model runs with any set that has these names (a clone's, a snapshot's).
 
+mod declared;
 mod expand;
 pub mod generate;
 mod kinds;
@@ -82,6 +83,14 @@ pub enum Error {
         /// Shape of one sample of its first input.
         shape: Vec<usize>,
         /// What was expected and the mend.
+        problem: String,
+    },
+    /// A layer that an architecture declares cannot be.
+    #[error("layer `{layer}` of the architecture: {problem}")]
+    Declared {
+        /// The layer.
+        layer: String,
+        /// What was expected, what was found.
         problem: String,
     },
     /// A call of `forward` does not fit the model.
@@ -545,25 +554,14 @@ impl Model {
         want: &[String],
         dropout_key: &[u64],
     ) -> Result<Forward> {
-        if from >= to || to > self.layers.len() {
-            return refuse(format!(
-                "layers {from} to {to} do not exist; the model has {} layers, and a range is half-open and not \
-                 empty",
-                self.layers.len()
-            ));
-        }
+        self.check_range(from, to)?;
         self.check_overrides(parameters, overrides)?;
         let mut wanted: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
         for name in want {
             let (at, what) = self.find_wanted(name, from, to)?;
             wanted.entry(at).or_default().push(what);
         }
-        let first = &self.layers[from].info.inputs;
-        let entry = if first.iter().all(|input| *input == first[0]) {
-            Some(&first[0])
-        } else {
-            None
-        };
+        let entry = self.entry(from);
         let mut lengths = Vec::new();
         let mut outputs: Vec<Option<Tensor>> = vec![None; to - from];
         let mut extra: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -627,7 +625,28 @@ impl Model {
         Ok(Forward { output, extra })
     }
 
-    fn check_overrides(
+    fn check_range(&self, from: usize, to: usize) -> Result<()> {
+        if from < to && to <= self.layers.len() {
+            return Ok(());
+        }
+        refuse(format!(
+            "layers {from} to {to} do not exist; the model has {} layers, and a range is half-open and not empty",
+            self.layers.len()
+        ))
+    }
+
+    /// What the name `input` stands for in a range, if the first layer reads one thing.
+    fn entry(&self, from: usize) -> Option<&Input> {
+        let inputs = &self.layers[from].info.inputs;
+        let first = inputs.first()?;
+        inputs.iter().all(|input| input == first).then_some(first)
+    }
+
+    /// Refuses an override of what is no parameter of the model, or of another shape.
+    ///
+    /// # Errors
+    /// As it says.
+    pub fn check_overrides(
         &self,
         parameters: &ParameterSet,
         overrides: &BTreeMap<String, Tensor>,
@@ -679,6 +698,8 @@ impl Model {
         let known: &[&str] = match self.layers[at].op {
             Op::BatchNorm { .. } => &["", "mean", "var"],
             Op::Attention { .. } => &["", "probabilities"],
+            // What else there is, the architecture knows.
+            Op::Declared => return Ok((at, what)),
             _ => &[""],
         };
         if !known.contains(&what) {

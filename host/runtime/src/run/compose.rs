@@ -24,7 +24,9 @@ pub(super) fn compose(
     let source = match plan.data.as_ref().map(|data| &data.source) {
         None => environment.map_or(String::new(), |plugin| plugin.name.clone()),
         Some(DataSource::Digits) => "digits".to_string(),
-        Some(DataSource::Idx { path } | DataSource::Csv { path, .. }) => path.display().to_string(),
+        Some(
+            DataSource::Idx { path } | DataSource::Csv { path, .. } | DataSource::Text { path, .. },
+        ) => path.display().to_string(),
         Some(DataSource::Npy { inputs, .. }) => inputs.display().to_string(),
         Some(DataSource::Graph { path, .. }) => format!("graph {}", path.display()),
         Some(DataSource::BlockModel { model, .. }) => format!(
@@ -35,6 +37,7 @@ pub(super) fn compose(
     let size =
         |i: &crate::parameters::ParameterInfo| i.shape.iter().map(|&n| n as u64).product::<u64>();
     let infos = main.infos();
+    let architecture = plan.plugins.iter().find(|p| p.slot == Slot::Architecture);
     let layers: Vec<String> = plan
         .model
         .iter()
@@ -103,7 +106,7 @@ pub(super) fn compose(
             test: count("test"),
         },
         model: ComposedModel {
-            text: layers.join(" · "),
+            text: architecture.map_or_else(|| layers.join(" · "), |plugin| plugin.name.clone()),
             layers: model.infos().len(),
             parameters: infos
                 .iter()

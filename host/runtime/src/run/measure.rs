@@ -209,7 +209,11 @@ impl Runner<'_> {
             _ => return Ok(None),
         };
         let size = self.stage().schedule.evaluation_batch.max(1) as usize;
+        let source = self.plan.data.as_ref().map(|data| &data.source);
         let mut sums = metrics::Sums::new(self.stage().schedule.loss, classes);
+        if matches!(source, Some(DataSource::Text { .. })) {
+            sums = sums.of_bytes();
+        }
         let mut at = 0;
         while at < count {
             let to = (at + size).min(count);

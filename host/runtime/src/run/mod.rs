@@ -19,6 +19,7 @@
 //! Promises: one plan gives one result, to the last bit, whatever the number of threads, interrupted or not;
 //! metrics come from the host; a plugin's death leaves the last checkpoint as it was.
 
+mod architecture;
 mod compose;
 mod measure;
 mod source;
@@ -474,13 +475,36 @@ impl<'a> Runner<'a> {
             None => (None, None),
         };
 
-        let mut main = ParameterSet::new();
         let layers = match &restored {
             Some(found) => saved(&found.meta)?.layers,
             None => with_vocabulary(&plan.model, &source.environment),
         };
-        let model = Model::build(&layers, &source.inputs, &[plan.seed], &mut main)
-            .map_err(|error| edge("the model could not be built", &error))?;
+        let architecture = parts
+            .iter()
+            .find(|part| part.plan.slot == Slot::Architecture);
+        let built = match architecture {
+            Some(part) => {
+                let info = wit::RunInfo {
+                    steps: steps_per_round,
+                    steps_per_epoch,
+                    ..run_info(plan)
+                };
+                Some(architecture::build(part, &shared, info, &source)?)
+            }
+            None => None,
+        };
+        // A run without layers has an architecture, unless it has adopted a model of built-in ones since.
+        let (model, main, architecture) = match built {
+            Some(built) if layers.is_empty() => {
+                (built.model, built.parameters, Some(built.session))
+            }
+            built => {
+                let mut main = ParameterSet::new();
+                let model = Model::build(&layers, &source.inputs, &[plan.seed], &mut main)
+                    .map_err(|error| edge("the model could not be built", &error))?;
+                (model, main, built.map(|built| built.session))
+            }
+        };
         if let Environment::Tasks { spec, .. } = &source.environment {
             answers_in(&model, spec)?;
         }
@@ -500,6 +524,7 @@ impl<'a> Runner<'a> {
             rollouts: Rollouts::of(source.environment),
             ..RunState::empty(plan.seed)
         };
+        *shared.architecture.borrow_mut() = architecture;
         *shared.environment.borrow_mut() = source.session;
         let mut runner = Runner {
             plan,
@@ -540,6 +565,7 @@ impl<'a> Runner<'a> {
     /// The stores of these hold the shared state, which holds them: breaks the circles.
     pub(crate) fn release(&mut self) {
         self.shared.trainer.borrow_mut().take();
+        self.shared.architecture.borrow_mut().take();
         self.shared.environment.borrow_mut().take();
         self.shared.normalizer.borrow_mut().take();
     }
@@ -662,7 +688,8 @@ impl<'a> Runner<'a> {
         }
         self.start_stage()?;
         for part in 0..self.parts.len() {
-            // The environment was started before the model was built; a world to act in has a second instance.
+            // The architecture and the environment were started before the model was built, which comes from them; a
+            // world to act in has a second instance.
             match self.parts[part].plan.slot {
                 Slot::Environment if self.parts[part].loaded.world == component::World::Mdp => {
                     self.evaluation = Some(self.instantiate(part)?);
@@ -1303,11 +1330,13 @@ impl<'a> Runner<'a> {
     /// What each plugin has cost so far, those of earlier stages first.
     fn counters(&self) -> Vec<PluginCounters> {
         let trainer = self.shared.trainer.borrow();
+        let architecture = self.shared.architecture.borrow();
         let environment = self.shared.environment.borrow();
         let normalizer = self.shared.normalizer.borrow();
         let sessions = trainer
             .iter()
             .chain(self.pruners.iter().filter_map(|p| p.session.as_ref()))
+            .chain(architecture.iter())
             .chain(environment.iter())
             .chain(normalizer.iter());
         let now: Vec<PluginCounters> = sessions.map(|session| self.cost(session)).collect();
