@@ -62,7 +62,9 @@ fn the_quadratic_ends_at_its_minimum_and_every_step_has_the_length_asked() {
     for step in 0..600 {
         bench.step(step);
         let x = bench.value("upper/x")[0];
-        let asked = 0.01 * (1.0 - step as f64 / 600.0);
+        // |m| is divided by |m| + 1e-10, which shows where m changes its sign.
+        let m = bench.value("upper/m")[0].abs();
+        let asked = 0.01 * (1.0 - step as f64 / 600.0) * m / (m + 1e-10);
         near((x - before).abs(), asked, 1e-9, "the length of a step");
         before = x;
     }
@@ -104,7 +106,13 @@ layers = [{ kind = "linear", features = 3, bias = false }]
 plugin = "bo-rep"
 with = { start = 0.4, momentum = 0, upper-lr = 0, refine = 0, lower-lr = 0.0, system-lr = 0.5, trusted = 0.34 }
 "#;
-    let bench = Bench::new("bo-rep-weights", &inputs, Targets::Classes(&labels, 3), 9, file);
+    let bench = Bench::new(
+        "bo-rep-weights",
+        &inputs,
+        Targets::Classes(&labels, 3),
+        9,
+        file,
+    );
     let weight = [0.3, -0.2, 0.1, 0.4, -0.5, 0.25];
     bench.set("linear1.weight", &weight);
     bench.step(0);
