@@ -48,20 +48,10 @@ impl Bench {
     /// If anything is refused.
     pub fn new(name: &str, inputs: &[&[f64]], targets: Targets, steps: u64, file: &str) -> Bench {
         let count = inputs.len();
-        let lab = Lab::new(&format!("bench-{name}"));
-        let path = lab.folder().join("run.toml");
-        // A run file needs a source; this one is never read.
-        let text = format!(
-            "[data]\nsource = \"digits\"\n[schedule]\nsteps = {steps}\nbatch-size = {count}\n{}\n{file}",
-            match targets {
-                Targets::Classes(..) => "",
-                Targets::Values(_) => "loss = \"mse\"",
-            }
-        );
-        std::fs::write(&path, text).expect("the run file");
-        let plan =
-            runfile::load(&path, &Overrides::default()).unwrap_or_else(|error| panic!("{error}"));
-
+        let loss = match targets {
+            Targets::Classes(..) => "",
+            Targets::Values(_) => "loss = \"mse\"",
+        };
         let width = inputs[0].len();
         let floats = |values: &[f64], shape: &[usize]| {
             Tensor::from_f64s(values, shape, DType::F32).expect("a tensor")
@@ -84,17 +74,87 @@ impl Bench {
             task: 0,
             added: false,
         };
-        let fields = vec![FieldShape {
-            name: "inputs".into(),
-            shape: vec![width],
-            dtype: DType::F32,
-        }];
+        Bench::over(name, vec![train], steps, &format!("{loss}\n{file}"))
+    }
+
+    /// The same on a graph: the features of each node, the labels of the first nodes (the others are the split `test`),
+    /// edges, and how many classes.
+    ///
+    /// # Panics
+    /// If anything is refused.
+    pub fn graph(
+        name: &str,
+        nodes: &[&[f64]],
+        (labels, classes): (&[i64], u32),
+        edges: &[[i64; 2]],
+        steps: u64,
+        file: &str,
+    ) -> Bench {
+        let width = nodes[0].len();
+        let some = |from: usize, to: usize| {
+            let rows = nodes[from..to].concat();
+            let inputs = Tensor::from_f64s(&rows, &[to - from, width], DType::F32);
+            ("inputs".to_string(), inputs.expect("a tensor"))
+        };
+        let whole =
+            |values: Vec<i64>, shape: &[usize]| Tensor::from_vec(values, shape).expect("a tensor");
+        let split = |name: &str, fields: Vec<(String, Tensor)>, classes| Split {
+            name: name.into(),
+            count: fields[0].1.shape()[0],
+            fields,
+            classes,
+            task: 0,
+            added: false,
+        };
+        let part = |name: &str, from: usize, to: usize, labels: Vec<i64>| {
+            let numbers = whole((from as i64..to as i64).collect(), &[to - from]);
+            let targets = whole(labels, &[to - from]);
+            let fields = vec![
+                some(from, to),
+                ("nodes".into(), numbers),
+                ("targets".into(), targets),
+            ];
+            split(name, fields, classes)
+        };
+        let (known, all) = (labels.len(), nodes.len());
+        let ends = whole(edges.concat(), &[edges.len(), 2]);
+        let splits = vec![
+            part("train", 0, known, labels.to_vec()),
+            part("test", known, all, vec![0; all - known]),
+            split("nodes", vec![some(0, all)], 0),
+            split("edges", vec![("nodes".into(), ends)], 0),
+        ];
+        Bench::over(name, splits, steps, file)
+    }
+
+    /// On splits whose first is the one trained on; a step has all of its samples.
+    fn over(name: &str, splits: Vec<Split>, steps: u64, file: &str) -> Bench {
+        let count = splits[0].count;
+        let lab = Lab::new(&format!("bench-{name}"));
+        let path = lab.folder().join("run.toml");
+        // A run file needs a source; this one is never read.
+        let text = format!(
+            "[data]\nsource = \"digits\"\n[schedule]\nsteps = {steps}\nbatch-size = {count}\n{file}"
+        );
+        std::fs::write(&path, text).expect("the run file");
+        let plan =
+            runfile::load(&path, &Overrides::default()).unwrap_or_else(|error| panic!("{error}"));
+        let fields: Vec<FieldShape> = splits[0]
+            .fields
+            .iter()
+            .filter(|(name, _)| name != "targets")
+            .map(|(name, t)| FieldShape {
+                name: name.clone(),
+                shape: t.shape()[1..].to_vec(),
+                dtype: t.dtype(),
+            })
+            .collect();
         let mut main = ParameterSet::new();
         let model = Model::build(&plan.model, &fields, &[plan.seed], &mut main)
             .unwrap_or_else(|error| panic!("{error}"));
         let shared = Rc::new(Shared::new(RunState {
             data: Dataset {
-                splits: vec![train],
+                splits,
                 train_on: None,
             },
             sets: BTreeMap::from([(SetId::Main, main)]),
@@ -271,7 +331,7 @@ impl Bench {
     /// # Panics
     /// If the trainer dies.
     pub fn objective(&self) -> Tensor {
-        let batch = self.batch(&["inputs", "targets"]);
+        let batch = self.batch("train");
         self.trainer(|session| session.objective(batch))
             .unwrap_or_else(|death| panic!("{death:?}"))
     }
@@ -295,7 +355,16 @@ impl Bench {
     /// # Panics
     /// If the trainer dies.
     pub fn predict(&self) -> Vec<f64> {
-        let batch = self.batch(&["inputs"]);
+        self.predict_split("train")
+    }
+
+    /// The same for the samples of another split.
+    ///
+    /// # Panics
+    /// If there is no such split or the trainer dies.
+    pub fn predict_split(&self, split: &str) -> Vec<f64> {
+        let mut batch = self.batch(split);
+        batch.fields.retain(|(name, _)| name != "targets");
         let (_, output) = self
             .trainer(|session| session.predict(batch))
             .unwrap_or_else(|death| panic!("{death:?}"));
@@ -326,17 +395,14 @@ impl Bench {
         }
     }
 
-    fn batch(&self, fields: &[&str]) -> Batch {
+    fn batch(&self, split: &str) -> Batch {
         let run = self.shared.run.borrow();
-        let train = run.data.split("train").expect("the samples");
-        let index: Vec<i64> = (0..train.count as i64).collect();
+        let split = run.data.split(split).expect("the samples");
+        let index: Vec<i64> = (0..split.count as i64).collect();
         Batch {
-            fields: fields
-                .iter()
-                .map(|&name| (name.into(), train.field(name).expect("a field").clone()))
-                .collect(),
-            index: Tensor::from_vec(index, &[train.count]).expect("a tensor"),
-            count: train.count as u32,
+            fields: split.fields.clone(),
+            index: Tensor::from_vec(index, &[split.count]).expect("a tensor"),
+            count: split.count as u32,
         }
     }
 }
