@@ -165,3 +165,19 @@ pub mod architecture {
         },
     });
 }
+
+/// The export of a tuner.
+pub mod tuner {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_tuner",
+        inline: "package espalier:sdk-tuner; world tuner {
+            export espalier:plugin/tuning@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}

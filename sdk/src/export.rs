@@ -1,7 +1,7 @@
 //! From traits to the component's exports: the one line at the bottom of a plugin.
 
 /// Makes a plugin of a type: `espalier_sdk::export!(trainer: T);`, or `pruner`, `normalizer`, `tracking normalizer`,
-/// `tasks`, `mdp`, `architecture` in its place.
+/// `tasks`, `mdp`, `architecture`, `tuner` in its place.
 ///
 /// Name, version and summary come from the crate's manifest, the name without `espalier-plugin-`. Natively only
 /// the trait is checked, so that a plugin's pure parts run under `cargo test`.
@@ -362,6 +362,55 @@ macro_rules! export {
 
     described::export_described!(Component with_types_in $crate::guest::described);
     architecture::export_architecture!(Component with_types_in $crate::guest::architecture);
+        };
+    };
+    (tuner: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_tuner::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use tuner::exports::espalier::plugin::tuning;
+            use $crate::guest::{described, options, run, tuner, tuner_adapter as adapter};
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl tuning::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                    space: Vec<tuning::KnobInfo>,
+                    members: u32,
+                ) -> Result<(), run::Error> {
+                    SESSION
+                        .with(|session| adapter::start(session, &info, &settings, &space, members))
+                }
+                fn propose() -> Vec<Vec<options::Setting>> {
+                    SESSION.with(|session| adapter::propose(session))
+                }
+                fn decide(members: Vec<tuning::MemberReport>) -> Vec<tuning::Change> {
+                    SESSION.with(|session| adapter::decide(session, &members))
+                }
+                fn save() -> Vec<u8> {
+                    SESSION.with(|session| adapter::save(session))
+                }
+                fn restore(state: Vec<u8>) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::restore(session, &state))
+                }
+            }
+
+    described::export_described!(Component with_types_in $crate::guest::described);
+    tuner::export_tuner!(Component with_types_in $crate::guest::tuner);
         };
     };
 }

@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use crate::bindings::host::espalier::plugin::{data, log, model, tensors};
 use crate::options::Options;
 use crate::run::EventKind;
-use crate::{Architecture, Mdp, Normalizer, Pruner, Tasks, TrackingNormalizer, Trainer};
+use crate::{Architecture, Mdp, Normalizer, Pruner, Tasks, TrackingNormalizer, Trainer, Tuner};
 
 pub use crate::bindings::described;
 pub use crate::bindings::host::espalier::plugin::{control, options, rewards, run};
-pub use crate::bindings::{architecture, mdp, normalizer, pruner, tasks, tracking, trainer};
+pub use crate::bindings::{architecture, mdp, normalizer, pruner, tasks, tracking, trainer, tuner};
 pub use data::Batch as RawBatch;
 pub use described::exports::espalier::plugin::plugin::Description;
 pub use model::Prediction as RawPrediction;
@@ -22,6 +22,7 @@ pub fn is_tracking_normalizer<T: TrackingNormalizer>() {}
 pub fn is_tasks<T: Tasks>() {}
 pub fn is_mdp<T: Mdp>() {}
 pub fn is_architecture<T: Architecture>() {}
+pub fn is_tuner<T: Tuner>() {}
 
 /// What a crate's manifest says.
 pub struct Manifest {
@@ -407,5 +408,44 @@ pub mod architecture_adapter {
                 .loss(&Batch::from_raw(batch), &weights, &mut pass);
             losses.map(Tensor::into_raw)
         })
+    }
+}
+
+pub mod tuner_adapter {
+    pub use super::Session;
+    use super::*;
+    use crate::tuner::{Change, KnobInfo, MemberReport};
+
+    pub fn describe<T: Tuner>(manifest: Manifest) -> Description {
+        super::describe::<T::Options>(manifest, &[])
+    }
+
+    pub fn start<T: Tuner>(
+        session: &Session<T>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+        space: &[KnobInfo],
+        members: u32,
+    ) -> Result<(), run::Error> {
+        report_panics();
+        let options = T::Options::from_settings(settings)?;
+        session.put(T::new(info, options, space, members)?);
+        Ok(())
+    }
+
+    pub fn propose<T: Tuner>(session: &Session<T>) -> Vec<Vec<options::Setting>> {
+        session.with(|plugin| plugin.propose())
+    }
+
+    pub fn decide<T: Tuner>(session: &Session<T>, members: &[MemberReport]) -> Vec<Change> {
+        session.with(|plugin| plugin.decide(members))
+    }
+
+    pub fn save<T: Tuner>(session: &Session<T>) -> Vec<u8> {
+        session.with(|plugin| plugin.save())
+    }
+
+    pub fn restore<T: Tuner>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
+        session.with(|plugin| plugin.restore(state))
     }
 }

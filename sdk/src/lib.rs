@@ -38,6 +38,7 @@ pub mod schedule;
 mod slots;
 pub mod state;
 pub mod tensor;
+pub mod tuner;
 
 /// Derives `options::Choice` for an enum without fields: the cases in kebab-case.
 pub use espalier_sdk_derive::Choice;
@@ -54,6 +55,7 @@ pub use parameters::ParameterSet;
 pub use run::{Directive, Error, Event, EventKind, RunInfo, StepInfo, StepReport};
 pub use slots::{Mdp, Normalizer, Pruner, Response, Tasks, TrackingNormalizer, Trainer};
 pub use tensor::{Dtype, Tensor};
+pub use tuner::Tuner;
 
 /// The examples of the guide compile.
 #[cfg(doctest)]

@@ -420,7 +420,7 @@ pub trait Mdp: Sized + 'static {
     fn restore(&mut self, state: &[u8]) -> Result<(), Error>;
 }
 
-fn nothing_saved(state: &[u8]) -> Result<(), Error> {
+pub(crate) fn nothing_saved(state: &[u8]) -> Result<(), Error> {
     if state.is_empty() {
         return Ok(());
     }

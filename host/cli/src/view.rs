@@ -8,10 +8,11 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use espalier_runtime::events::{
-    Audit, BuildStage, Building, Composition, Event, Finished, Level, Observer, PluginCounters,
+    Audit, BuildStage, Building, Composition, Event, Finished, Generation, Level, Observer,
+    PluginCounters, Schedule,
 };
 use espalier_runtime::options;
-use espalier_runtime::plan::Slot;
+use espalier_runtime::plan::{OptionValue, Slot};
 use espalier_runtime::profile::Profile;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -37,6 +38,8 @@ pub struct View {
     /// What auditors found, said again at the end.
     audits: Vec<Audit>,
     profile: Option<Profile>,
+    /// How a population's best member came about.
+    schedule: Option<Schedule>,
     /// The last line that a build gave where there is no live line, to say each crate's plugin once.
     building: String,
 }
@@ -75,6 +78,7 @@ impl View {
             counters: Vec::new(),
             audits: Vec::new(),
             profile: None,
+            schedule: None,
             building: String::new(),
         }
     }
@@ -199,6 +203,15 @@ impl View {
         self.line(&words.join("  "));
     }
 
+    /// One line a generation, on a terminal too.
+    fn generation(&mut self, generation: &Generation) {
+        self.progress.step = generation.step;
+        if let Some(bar) = &self.bar {
+            bar.set_position(generation.step);
+        }
+        self.line(&generation_line(generation));
+    }
+
     fn composition(&self, composition: &Composition) {
         for line in composition_lines(composition) {
             self.line(&line);
@@ -207,6 +220,12 @@ impl View {
 
     fn finished(&mut self, finished: &Finished) {
         self.close();
+        if let Some(schedule) = self.schedule.take() {
+            for line in schedule_lines(&schedule) {
+                output::line(self.stream, line);
+            }
+            output::line(self.stream, "");
+        }
         for line in closing_lines(finished, &self.counters) {
             output::line(self.stream, line);
         }
@@ -372,6 +391,16 @@ impl Observer for View {
                     self.line_to(Stream::Error, &format!("  help  {help}"));
                 }
             }
+            Event::Member { member, told } => match &**told {
+                Event::Warning { .. } | Event::Log { .. } => {
+                    for line in words_of(told) {
+                        self.line_to(Stream::Error, &format!("member {member}: {line}"));
+                    }
+                }
+                _ => {}
+            },
+            Event::Generation(generation) => self.generation(generation),
+            Event::Schedule(schedule) => self.schedule = Some(schedule.clone()),
             Event::Counters { plugins } => self.counters = plugins.clone(),
             Event::Profile(profile) => self.profile = Some(profile.clone()),
             Event::Finished(finished) => self.finished(finished),
@@ -400,6 +429,121 @@ fn steps() -> ProgressStyle {
 fn spinner() -> ProgressStyle {
     ProgressStyle::with_template("{spinner} {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+/// What a member of a population says that a person should see.
+fn words_of(event: &Event) -> Vec<String> {
+    match event {
+        Event::Warning { text, help } => {
+            let help = help.iter().map(|help| format!("  help  {help}"));
+            std::iter::once(format!("warning: {text}"))
+                .chain(help)
+                .collect()
+        }
+        Event::Log {
+            plugin,
+            level,
+            text,
+            ..
+        } if *level >= Level::Warning => text
+            .lines()
+            .map(|line| format!("{plugin}: {line}"))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn generation_line(generation: &Generation) -> String {
+    let name = &generation.metric;
+    let mut words = vec![
+        format!("generation {:<3}", generation.generation),
+        format!("epoch {:<5}", generation.epoch),
+    ];
+    words.push(match &generation.best {
+        Some(best) => format!(
+            "{name} best {} (member {})",
+            output::metric(name, best.value),
+            best.member
+        ),
+        None => format!("{name} not finite for any member"),
+    });
+    if let Some(mean) = generation.mean {
+        words.push(format!("mean {}", output::metric(name, mean)));
+    }
+    if generation.unmeasured > 0 && generation.best.is_some() {
+        words.push(format!("{} not finite", generation.unmeasured));
+    }
+    words.push(match generation.copies.len() {
+        1 => "1 copy".to_string(),
+        n => format!("{n} copies"),
+    });
+    words.push(output::seconds(generation.seconds));
+    words.join("  ")
+}
+
+/// The winner's knobs from the first step on; rows that say the same are one.
+fn schedule_lines(schedule: &Schedule) -> Vec<String> {
+    let metric = &schedule.metric;
+    let value = schedule.value.map_or("not finite".to_string(), |value| {
+        output::metric(metric, value)
+    });
+    let mut lines = vec![
+        String::new(),
+        format!("winner  member {}, {metric} {value}", schedule.member),
+    ];
+    let mut rows = vec![vec![
+        "epochs".to_string(),
+        "member".to_string(),
+        "copied from".to_string(),
+    ]];
+    let names = schedule.rows.first().map(|row| &row.knobs);
+    rows[0].extend(names.into_iter().flatten().map(|(name, _)| name.clone()));
+    rows[0].push(metric.clone());
+    let mut at = 0;
+    while let Some(first) = schedule.rows.get(at) {
+        let alike = |row: &espalier_runtime::events::ScheduleRow| {
+            row.member == first.member && row.copied_from.is_none() && row.knobs == first.knobs
+        };
+        let mut last = at;
+        while schedule.rows.get(last + 1).is_some_and(alike) {
+            last += 1;
+        }
+        let end = &schedule.rows[last];
+        let mut row = vec![
+            format!("{:.4}", first.from_epoch)
+                .trim_end_matches('0')
+                .trim_end_matches('.')
+                .to_string()
+                + "-"
+                + format!("{:.4}", end.to_epoch)
+                    .trim_end_matches('0')
+                    .trim_end_matches('.'),
+            first.member.to_string(),
+            first
+                .copied_from
+                .map_or("-".into(), |from| from.to_string()),
+        ];
+        row.extend(first.knobs.iter().map(|(_, value)| match value {
+            OptionValue::Float(x) => short(*x),
+            other => options::show(other),
+        }));
+        row.push(end.value.map_or("-".into(), |x| output::metric(metric, x)));
+        rows.push(row);
+        at = last + 1;
+    }
+    let right: Vec<usize> = (0..rows[0].len()).collect();
+    lines.extend(output::table(&rows, &right).lines().map(str::to_string));
+    lines
+}
+
+/// A knob in three digits.
+fn short(x: f64) -> String {
+    match x.abs() {
+        0.0 => "0".into(),
+        size if !(1e-3..1e4).contains(&size) => format!("{x:.2e}"),
+        size if size < 0.1 => format!("{x:.4}"),
+        _ => format!("{x:.3}"),
+    }
 }
 
 fn composition_lines(run: &Composition) -> Vec<String> {

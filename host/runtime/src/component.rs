@@ -532,6 +532,7 @@ fn option_info(source: &str, o: WitOption) -> Result<OptionInfo, Diagnostic> {
         min: o.min,
         max: o.max,
         doc: shown(&o.doc),
+        live: o.live,
     };
     let given = BTreeMap::from([(info.name.clone(), info.default.clone())]);
     match crate::options::check(

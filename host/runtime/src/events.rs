@@ -160,6 +160,17 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         help: Option<String>,
     },
+    /// Something that happened in a member of a population.
+    Member {
+        /// Which one, from 0.
+        member: u32,
+        /// What happened.
+        told: Box<Event>,
+    },
+    /// A generation of a population is over, and the tuner has decided.
+    Generation(Generation),
+    /// How the best member of a population came to be what it is; just before `counters`.
+    Schedule(Schedule),
     /// What each plugin has cost; just before `finished`.
     Counters {
         /// In the order of the composition.
@@ -219,6 +230,83 @@ pub struct AuditTable {
 /// Pairs as one object.
 fn in_order<S: serde::Serializer>(numbers: &[(String, f64)], to: S) -> Result<S::Ok, S::Error> {
     to.collect_map(numbers.iter().map(|(name, x)| (name, x)))
+}
+
+/// A generation of a population.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Generation {
+    /// Its number, from 1.
+    pub generation: u64,
+    /// Steps done by the member that has done most.
+    pub step: u64,
+    /// The same in epochs.
+    pub epoch: f64,
+    /// What the members are compared by.
+    pub metric: String,
+    /// The best member; none if the metric is finite for none.
+    pub best: Option<Leader>,
+    /// The mean over the members for which the metric is finite.
+    pub mean: Option<f64>,
+    /// Members for which it is not.
+    pub unmeasured: u32,
+    /// Copies that were made after it.
+    pub copies: Vec<Copied>,
+    /// Wall time, the decisions included.
+    pub seconds: f64,
+}
+
+/// The best member of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Leader {
+    /// Its number, from 0.
+    pub member: u32,
+    /// Its metric.
+    pub value: f64,
+}
+
+/// A member that became a copy of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Copied {
+    /// The member, from 0.
+    pub member: u32,
+    /// What it became a copy of.
+    pub from: u32,
+}
+
+/// The knobs with which a population's best member was trained, from the first step on, along the members that it was
+/// copied from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Schedule {
+    /// The member, from 0.
+    pub member: u32,
+    /// What the members are compared by.
+    pub metric: String,
+    /// Its value at the end; none if it is not finite.
+    pub value: Option<f64>,
+    /// A row for each generation.
+    pub rows: Vec<ScheduleRow>,
+}
+
+/// A generation on the way to the best member.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ScheduleRow {
+    /// The generation, from 1.
+    pub generation: u64,
+    /// Epochs done when it began.
+    pub from_epoch: f64,
+    /// Epochs done when it was over.
+    pub to_epoch: f64,
+    /// The member that was trained.
+    pub member: u32,
+    /// The member that it had become a copy of just before.
+    pub copied_from: Option<u32>,
+    /// Its knobs.
+    pub knobs: Vec<(String, OptionValue)>,
+    /// The metric at the end; none if it is not finite.
+    pub value: Option<f64>,
 }
 
 /// Progress of building plugins.

@@ -189,6 +189,14 @@ impl RunFolder {
 
     /// Writes down what a reader of the folder wants to know of an event.
     pub fn record(&mut self, event: &Event) -> Result<(), Diagnostic> {
+        match event {
+            Event::Member { member, told } => self.record_of(Some(*member), told),
+            _ => self.record_of(None, event),
+        }
+    }
+
+    /// The same with the member of a population that it is about.
+    fn record_of(&mut self, member: Option<u32>, event: &Event) -> Result<(), Diagnostic> {
         let RunFolder {
             metrics: metrics_file,
             log,
@@ -199,8 +207,12 @@ impl RunFolder {
             if !stage.is_empty() {
                 line["stage"] = serde_json::json!(stage);
             }
+            if let Some(member) = member {
+                line["member"] = serde_json::json!(member);
+            }
             writeln!(metrics_file, "{line}")
         };
+        let whose = member.map_or(String::new(), |member| format!("member {member} "));
         let written = match event {
             Event::Stage { name, .. } => {
                 stage.clone_from(name);
@@ -247,6 +259,20 @@ impl RunFolder {
                     std::fs::write(path.join(audit_file(audit)), text + "\n")
                 })
             }
+            Event::Generation(generation) => {
+                let metric = &generation.metric;
+                let mut values = serde_json::json!({
+                    "generation": generation.generation,
+                    "step": generation.step,
+                    "copies": generation.copies,
+                });
+                values[format!("{metric}/mean")] = serde_json::json!(generation.mean);
+                if let Some(best) = generation.best {
+                    values[format!("{metric}/best")] = serde_json::json!(best.value);
+                    values["best"] = serde_json::json!(best.member);
+                }
+                line(values)
+            }
             Event::Log {
                 plugin,
                 level,
@@ -254,11 +280,11 @@ impl RunFolder {
                 step,
             } => writeln!(
                 log,
-                "step {step} {plugin} {}: {text}",
+                "step {step} {whose}{plugin} {}: {text}",
                 format!("{level:?}").to_lowercase()
             ),
             Event::Warning { text, .. } => {
-                writeln!(log, "warning: {text}")
+                writeln!(log, "warning: {whose}{text}")
             }
             Event::Finished(_) | Event::Interrupted { .. } | Event::Failed { .. } => {
                 self.metrics.flush().and_then(|()| log.flush())
@@ -346,6 +372,7 @@ fn same(path: &Path, before: &Lock, now: &Lock) -> Result<(), Diagnostic> {
         "[schedule]": plan.schedule;
         "the list of stages": plan.stages;
         "`repeat`": plan.repeat;
+        "[tuner]": plan.population;
         "the list of plugins and their options": plugins;
         "the interface version": interface;
     }

@@ -19,6 +19,7 @@ pub mod options;
 pub mod parameters;
 pub mod plan;
 pub mod plugin_build;
+mod population;
 pub mod profile;
 pub mod publish;
 pub mod registry;

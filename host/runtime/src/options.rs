@@ -22,6 +22,8 @@ pub struct OptionInfo {
     pub max: Option<f64>,
     /// One line for people.
     pub doc: String,
+    /// Whether it may be changed during a run.
+    pub live: bool,
 }
 
 /// What an option holds.
@@ -191,6 +193,7 @@ mod tests {
             min,
             max,
             doc: format!("What {name} is."),
+            live: false,
         };
         let choices = OptionKind::Choice(vec!["sgd".into(), "adam".into()]);
         vec![

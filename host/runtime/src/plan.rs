@@ -35,6 +35,72 @@ pub struct Plan {
     pub stages: Vec<StagePlan>,
     /// How often the run is made safe.
     pub checkpoint: CheckpointPlan,
+    /// Runs that train side by side, steered by a tuner; none for a run by itself.
+    #[serde(default)]
+    pub population: Option<PopulationPlan>,
+}
+
+/// Runs that train side by side, each with a seed of its own, steered by a tuner.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PopulationPlan {
+    /// How many, at least 1.
+    pub members: u32,
+    /// How long all of them train between two decisions of the tuner.
+    pub every: Every,
+    /// What they are compared by: `SPLIT/NAME`, measured by the host.
+    pub metric: String,
+    /// Which values of the metric are better.
+    pub goal: Goal,
+    /// What the tuner may change, in the order of the names.
+    pub space: Vec<KnobPlan>,
+}
+
+/// A length of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Every {
+    /// Passes over the training split.
+    Epochs(u64),
+    /// Calls of the trainer's `step`.
+    Steps(u64),
+}
+
+/// Which values of a metric are better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Goal {
+    /// Higher ones.
+    Max,
+    /// Lower ones.
+    Min,
+}
+
+/// Something of a run that may be changed between two steps, and what it may be set to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KnobPlan {
+    /// `trainer.OPTION` or `model.LAYER.SETTING`.
+    pub name: String,
+    /// Where the run file names it, for messages: `file:line`.
+    pub place: String,
+    /// What it may be set to.
+    pub domain: KnobDomain,
+}
+
+/// What a knob may be set to. Whether it is a whole number follows from the option.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KnobDomain {
+    /// A number within bounds, themselves allowed.
+    Interval {
+        /// The smallest value.
+        low: f64,
+        /// The largest value.
+        high: f64,
+        /// Whether ratios count, as with a learning rate.
+        log: bool,
+    },
+    /// One of these words.
+    Choices(Vec<String>),
 }
 
 fn once() -> u32 {
@@ -443,8 +509,14 @@ pub enum OnFailure {
 /// How often the run is made safe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointPlan {
-    /// Steps between two checkpoints; 0 means only at the end of each epoch.
+    /// Steps between two checkpoints; 0 means only at the end of each epoch, [`CheckpointPlan::ASKED`] never by
+    /// itself.
     pub every: u64,
     /// How many of the newest are kept, at least 1.
     pub keep: usize,
+}
+
+impl CheckpointPlan {
+    /// Written only when somebody asks for it: the member of a population, which is made safe with the others.
+    pub const ASKED: u64 = i64::MAX as u64;
 }

@@ -4,6 +4,8 @@
 //! Whether data exist is checked when they are read, whether options fit a plugin when the plugin has
 //! been asked (`options`). docs/run-file.md is the reference for people.
 
+mod population;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -79,6 +81,7 @@ const ROOT: [&str; 14] = [
     "normalizer",
     "auditor",
     "transform",
+    "tuner",
     "checkpoint",
     "stage",
     "repeat",
@@ -228,6 +231,10 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
         (Some(field), false) => plugin(&field, Slot::Normalizer).map(Some),
         (None, _) => Some(None),
     };
+    let tuner = match root.get("tuner") {
+        Some(field) => population::read(&field, root.get("checkpoint").as_ref()).map(Some),
+        None => Some(None),
+    };
     let checkpoint = root
         .get("checkpoint")
         .and_then(|field| field.table(&CHECKPOINT, &belongs_elsewhere));
@@ -260,6 +267,15 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
     plugins.extend(architecture?);
     plugins.extend(environment?.into_iter().chain(normalizer?));
     plugins.extend(transforms?);
+    let (tuner, population) = tuner?.unzip();
+    if let (Some(_), Some(field)) = (&population, root.get("stage").or(root.get("repeat"))) {
+        field.error(
+            Diagnostic::new("a population has no stages: its members would have to wait for each other")
+                .help("remove [tuner], or the stages"),
+        );
+        return None;
+    }
+    plugins.extend(tuner);
     Some(Plan {
         name,
         seed,
@@ -271,6 +287,7 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
         plugins,
         stages,
         checkpoint,
+        population,
     })
 }
 
@@ -1121,7 +1138,11 @@ fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
             Some(general)
         }
     };
-    let fields = field.table(&PLUGIN, &advice)?;
+    let known: &[&str] = match slot {
+        Slot::Tuner => &population::TUNER,
+        _ => &PLUGIN,
+    };
+    let fields = field.table(known, &advice)?;
     let example = match slot {
         Slot::Trainer => "backprop",
         Slot::Pruner => "magnitude",

@@ -40,7 +40,7 @@ struct Settings {
     #[option(default = 0.1, min = 0, live)]
     lr: f64,
     /// Momentum of sgd.
-    #[option(default = 0.9, min = 0, max = 1)]
+    #[option(default = 0.9, min = 0, max = 1, live)]
     momentum: f64,
     /// Nesterov momentum in sgd.
     #[option(default = false)]
@@ -52,7 +52,7 @@ struct Settings {
     #[option(default = 1e-8, min = 0)]
     eps: f64,
     /// Weight decay: in the gradient for sgd and adam, of the weight itself for adamw.
-    #[option(default = 0, min = 0)]
+    #[option(default = 0, min = 0, live)]
     weight_decay: f64,
     /// What is minimised; auto: cross-entropy where the targets are classes, else the mean squared error.
     #[option(default = Loss::Auto)]
@@ -146,19 +146,8 @@ impl Trainer for Backprop {
                 loss: settings.loss,
                 series,
                 optimizer: settings.optimizer,
-                sgd: SgdOptions {
-                    momentum: settings.momentum,
-                    weight_decay: settings.weight_decay,
-                    nesterov: settings.nesterov,
-                    ..SgdOptions::default()
-                },
-                adam: AdamOptions {
-                    beta1: settings.betas[0],
-                    beta2: settings.betas[1],
-                    eps: settings.eps,
-                    weight_decay: settings.weight_decay,
-                    ..AdamOptions::default()
-                },
+                sgd: settings.sgd(),
+                adam: settings.adam(),
                 clip_grad_norm: settings.clip_grad_norm,
                 names,
             },
@@ -217,7 +206,9 @@ impl Trainer for Backprop {
     }
 
     fn set_knob(&mut self, name: &str, value: &Value) -> Result<(), Error> {
-        self.settings.set_live(name, value)
+        self.settings.set_live(name, value)?;
+        self.take_settings();
+        Ok(())
     }
 
     fn save(&self) -> Vec<u8> {
@@ -225,7 +216,39 @@ impl Trainer for Backprop {
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), Error> {
-        self.settings.restore_live(state)
+        self.settings.restore_live(state)?;
+        self.take_settings();
+        Ok(())
+    }
+}
+
+impl Settings {
+    fn sgd(&self) -> SgdOptions {
+        SgdOptions {
+            momentum: self.momentum,
+            weight_decay: self.weight_decay,
+            nesterov: self.nesterov,
+            ..SgdOptions::default()
+        }
+    }
+
+    /// `betas` are two numbers.
+    fn adam(&self) -> AdamOptions {
+        AdamOptions {
+            beta1: self.betas[0],
+            beta2: self.betas[1],
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            ..AdamOptions::default()
+        }
+    }
+}
+
+impl Backprop {
+    /// The optimisers' settings after a live option has changed; a step that was recorded is recorded anew.
+    fn take_settings(&mut self) {
+        self.plan.sgd = self.settings.sgd();
+        self.plan.adam = self.settings.adam();
     }
 }
 
@@ -272,10 +295,11 @@ mod tests {
     fn every_default_lies_in_its_own_range() {
         let settings = Settings::defaults();
         assert_eq!((settings.lr, settings.momentum), (0.1, 0.9));
-        assert!(
-            Settings::infos()
-                .iter()
-                .any(|info| info.name == "lr" && info.live)
-        );
+        let live: Vec<String> = Settings::infos()
+            .into_iter()
+            .filter(|info| info.live)
+            .map(|info| info.name)
+            .collect();
+        assert_eq!(live, ["lr", "momentum", "weight-decay"]);
     }
 }

@@ -151,6 +151,13 @@ impl Guest {
         }
     }
 
+    /// Forgets every recorded step: what it holds of the model has changed.
+    pub(crate) fn forget_programs(&mut self) {
+        for captured in self.captures.iter_mut() {
+            captured.programs.clear();
+        }
+    }
+
     /// Declares the parameters of a set to the recording, if there is one, before anybody reads them.
     pub(super) fn declare(&mut self, id: &SetId) {
         if !capture::is_recording() {

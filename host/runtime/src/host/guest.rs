@@ -180,6 +180,10 @@ impl<T> Slab<T> {
         }
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries.iter_mut().flatten()
+    }
+
     pub(super) fn remove(&mut self, index: u32) -> wasmtime::Result<T> {
         match self.entries.get_mut(index as usize).and_then(Option::take) {
             Some(value) => {

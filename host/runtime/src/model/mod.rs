@@ -259,6 +259,15 @@ pub fn fill_names(layers: &mut [LayerPlan]) {
     }
 }
 
+/// The settings of a kind of layer that may change between two steps.
+pub fn live_settings(kind: &str) -> &'static [SettingInfo] {
+    let found = KINDS.iter().find(|known| known.name == kind);
+    match (kind, found) {
+        ("dropout", Some(known)) => known.settings,
+        _ => &[],
+    }
+}
+
 /// The product of the sizes, if it is no larger than [`MOST_ELEMENTS`].
 fn size_of_sample(shape: &[usize]) -> Option<usize> {
     let product = shape
@@ -514,6 +523,47 @@ impl Model {
     /// The layers, in order.
     pub fn infos(&self) -> Vec<LayerInfo> {
         self.layers.iter().map(|layer| layer.info.clone()).collect()
+    }
+
+    /// Changes a setting that may change between two steps, as [`live_settings`] lists them; gives whether it had
+    /// another value before.
+    ///
+    /// # Errors
+    /// No such layer, a setting of it that is fixed, or a value out of its range.
+    pub fn set_live(&mut self, layer: &str, setting: &str, value: f64) -> Result<bool> {
+        let names = self.layers.iter().map(|layer| layer.info.name.clone());
+        let wrong = |kind, problem: String| Error::Setting {
+            layer: layer.into(),
+            kind,
+            setting: setting.into(),
+            problem,
+        };
+        let near = nearest(layer, names.collect::<Vec<_>>().iter().map(String::as_str))
+            .map(|near| format!("; did you mean `{near}`?"));
+        let Some(found) = self.layers.iter_mut().find(|l| l.info.name == layer) else {
+            let problem = format!("no such layer{}", near.unwrap_or_default());
+            return Err(wrong("any", problem));
+        };
+        let kind = KINDS
+            .iter()
+            .find(|kind| kind.name == found.info.kind)
+            .map_or("any", |kind| kind.name);
+        let before = match (&mut found.op, setting) {
+            (Op::Dropout { rate }, "rate") if Range::Fraction.allows(value) => {
+                std::mem::replace(rate, value)
+            }
+            (Op::Dropout { .. }, "rate") => {
+                let expected = Range::Fraction.expected();
+                return Err(wrong(kind, format!("expected {expected}, found {value}")));
+            }
+            _ => return Err(wrong(kind, "it cannot be changed during a run".into())),
+        };
+        for (name, numbers) in &mut found.info.settings {
+            if name == setting {
+                *numbers = vec![value];
+            }
+        }
+        Ok(before != value)
     }
 
     /// The fields the model was built for.

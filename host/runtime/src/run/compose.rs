@@ -119,18 +119,22 @@ pub(super) fn compose(
                 .map(size)
                 .sum(),
         },
-        plugins: parts
-            .iter()
-            .map(|p| ComposedPlugin {
-                slot: p.plan.slot,
-                name: p.plan.name.clone(),
-                version: p.version.clone(),
-                sha256: p.loaded.sha256.clone(),
-                size: p.loaded.size,
-                options: p.settings.clone(),
-            })
-            .collect(),
+        plugins: parts.iter().map(Part::composed).collect(),
         schedule,
         stages,
+    }
+}
+
+impl Part {
+    /// The plugin as a composition shows it.
+    pub(crate) fn composed(&self) -> ComposedPlugin {
+        ComposedPlugin {
+            slot: self.plan.slot,
+            name: self.plan.name.clone(),
+            version: self.version.clone(),
+            sha256: self.loaded.sha256.clone(),
+            size: self.loaded.size,
+            options: self.settings.clone(),
+        }
     }
 }

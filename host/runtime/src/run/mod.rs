@@ -22,6 +22,7 @@
 mod architecture;
 mod compose;
 mod measure;
+mod member;
 mod source;
 mod stages;
 
@@ -59,14 +60,15 @@ use crate::model::generate::Request;
 use crate::model::{FieldShape, Model};
 use crate::parameters::{Kind, ParameterSet};
 use crate::plan::{
-    DataPlan, DataSource, LayerPlan, Length, Loss, OnFailure, OptionValue, Plan, PluginPlan, Slot,
-    StagePlan,
+    CheckpointPlan, DataPlan, DataSource, LayerPlan, Length, Loss, OnFailure, OptionValue, Plan,
+    PluginPlan, Slot, StagePlan,
 };
 use crate::profile::{self, PluginMemory};
 use crate::registry::Registry;
 use crate::{checkpoint, data, metrics, options};
 
 use self::compose::compose;
+pub(crate) use self::member::Portrait;
 use self::source::{Source, answers_in, with_vocabulary};
 
 /// Where a run is kept and what it starts from.
@@ -155,6 +157,10 @@ pub fn execute_pinned(
             help: Some("without it a later run may resolve to other versions".into()),
         });
     }
+    if let Some(population) = &plan.population {
+        drop(loading);
+        return crate::population::execute(plan, population, run, parts, observer);
+    }
     let pool = threads::Pool::new(plan.threads)
         .map_err(|error| Diagnostic::new("the threads could not be started").because(&error))?;
     drop(loading);
@@ -184,12 +190,15 @@ pub fn profiled(
 }
 
 /// A plugin of the run before it is instantiated.
+#[derive(Clone)]
 pub(crate) struct Part {
     plan: PluginPlan,
     version: String,
     loaded: Loaded,
     settings: Vec<(String, OptionValue)>,
     events: Vec<String>,
+    /// The options that may be changed during a run.
+    live: Vec<options::OptionInfo>,
 }
 
 impl Part {
@@ -230,6 +239,7 @@ impl Part {
             loaded,
             settings,
             events: about.events,
+            live: about.options.into_iter().filter(|o| o.live).collect(),
         })
     }
 
@@ -311,7 +321,7 @@ mod exact {
 }
 
 /// The part of a checkpoint that is not tensors.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Saved {
     progress: Progress,
     sets: Vec<(SetId, serde_json::Value)>,
@@ -372,6 +382,26 @@ pub(crate) struct Runner<'a> {
     mask_changes: u64,
     /// A second instance of a world to act in: measurements do not disturb the trainer's episodes.
     evaluation: Option<Session>,
+    /// What a tuner has set: a plugin that is started again gets it too.
+    knobs: BTreeMap<String, OptionValue>,
+}
+
+/// What the run resolved to.
+pub(crate) fn lock_of(plan: &Plan, parts: &[Part]) -> Lock {
+    Lock {
+        plan: plan.clone(),
+        interface: component::INTERFACE.into(),
+        plugins: parts
+            .iter()
+            .map(|p| LockedPlugin {
+                name: p.plan.name.clone(),
+                slot: p.plan.slot,
+                version: p.version.clone(),
+                sha256: p.loaded.sha256.clone(),
+                options: p.settings.iter().cloned().collect(),
+            })
+            .collect(),
+    }
 }
 
 fn run_info(plan: &Plan) -> wit::RunInfo {
@@ -447,20 +477,7 @@ impl<'a> Runner<'a> {
         };
 
         // The folder of a run to go on with is opened, and its checkpoint read, before anything is started.
-        let lock = Lock {
-            plan: plan.clone(),
-            interface: component::INTERFACE.into(),
-            plugins: parts
-                .iter()
-                .map(|p| LockedPlugin {
-                    name: p.plan.name.clone(),
-                    slot: p.plan.slot,
-                    version: p.version.clone(),
-                    sha256: p.loaded.sha256.clone(),
-                    options: p.settings.iter().cloned().collect(),
-                })
-                .collect(),
-        };
+        let lock = lock_of(plan, &parts);
         let (opened, restored) = match &run.resume {
             Some(dir) => {
                 let mut folder = RunFolder::open(dir, &lock)?;
@@ -549,6 +566,7 @@ impl<'a> Runner<'a> {
             density: (0, 0),
             mask_changes: 0,
             evaluation: None,
+            knobs: BTreeMap::new(),
         };
         match runner.start(restored, composition) {
             Ok(()) => Ok(runner),
@@ -846,6 +864,9 @@ impl<'a> Runner<'a> {
                 .map_err(|death| death.diagnostic(&self.whereabouts()))?;
             restored.map_err(|refusal| refused(name, refusal, "go on from its saved state"))?;
         }
+        if self.parts[part].plan.slot == Slot::Trainer {
+            self.hand_knobs_to(&mut session)?;
+        }
         Ok(session)
     }
 
@@ -950,7 +971,8 @@ impl<'a> Runner<'a> {
             0 => epoch_ends || over,
             n => self.progress.steps_done.is_multiple_of(n),
         };
-        if due || rewound {
+        let asked = every == CheckpointPlan::ASKED;
+        if (due || rewound) && !asked {
             self.checkpoint()?;
         }
         Ok(())
@@ -1160,9 +1182,8 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// Every plugin's bytes, all tensors and numbers, in one file.
-    pub(crate) fn checkpoint(&mut self) -> Result<(), Diagnostic> {
-        let _writing = profile::part(profile::Part::Checkpoints);
+    /// Every plugin's bytes, all tensors and numbers.
+    fn collect(&mut self) -> Result<(Vec<(String, Tensor)>, Saved), Diagnostic> {
         let mut plugins = BTreeMap::new();
         let mut skipped = Vec::new();
         if self.trainer_part().is_some() {
@@ -1237,6 +1258,13 @@ impl<'a> Runner<'a> {
             (tensors, saved)
         };
         self.last_saved = plugins;
+        Ok((tensors, saved))
+    }
+
+    /// The whole run in one file.
+    pub(crate) fn checkpoint(&mut self) -> Result<(), Diagnostic> {
+        let _writing = profile::part(profile::Part::Checkpoints);
+        let (tensors, saved) = self.collect()?;
         let meta = serde_json::to_string(&saved).map_err(|error| {
             Diagnostic::new("the run's state could not be written as JSON").because(&error)
         })?;
@@ -1352,22 +1380,31 @@ impl<'a> Runner<'a> {
     }
 
     fn cost(&self, session: &Session) -> PluginCounters {
-        let guest = session.guest();
-        let c = &guest.counters;
+        let restarts = self.restarts.get(&session.guest().name);
         PluginCounters {
-            slot: guest.slot,
-            name: guest.name.clone(),
-            calls: c
-                .calls
-                .iter()
-                .map(|(name, n)| (name.to_string(), *n))
-                .collect(),
-            guest_seconds: c.total.saturating_sub(c.host).as_secs_f64(),
-            host_seconds: c.host.as_secs_f64(),
-            peak_tensor_bytes: guest.account.peak_bytes(),
-            peak_handles: c.peak_handles,
-            restarts: self.restarts.get(&guest.name).copied().unwrap_or_default(),
+            restarts: restarts.copied().unwrap_or_default(),
+            ..cost_of(session)
         }
+    }
+}
+
+/// What a plugin has cost since its instance was made.
+pub(crate) fn cost_of(session: &Session) -> PluginCounters {
+    let guest = session.guest();
+    let c = &guest.counters;
+    PluginCounters {
+        slot: guest.slot,
+        name: guest.name.clone(),
+        calls: c
+            .calls
+            .iter()
+            .map(|(name, n)| (name.to_string(), *n))
+            .collect(),
+        guest_seconds: c.total.saturating_sub(c.host).as_secs_f64(),
+        host_seconds: c.host.as_secs_f64(),
+        peak_tensor_bytes: guest.account.peak_bytes(),
+        peak_handles: c.peak_handles,
+        restarts: 0,
     }
 }
 
