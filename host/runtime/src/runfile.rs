@@ -270,8 +270,10 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
     let (tuner, population) = tuner?.unzip();
     if let (Some(_), Some(field)) = (&population, root.get("stage").or(root.get("repeat"))) {
         field.error(
-            Diagnostic::new("a population has no stages: its members would have to wait for each other")
-                .help("remove [tuner], or the stages"),
+            Diagnostic::new(
+                "a population has no stages: its members would have to wait for each other",
+            )
+            .help("remove [tuner], or the stages"),
         );
         return None;
     }

@@ -172,7 +172,7 @@ impl Runner<'_> {
                     round: place.round,
                     round_over: place.round_over,
                     stage_over: place.stage_over,
-                    metrics: there.progress.metrics.clone(),
+                    ..there.progress.clone()
                 },
                 streams: run.streams.clone(),
                 instances: run.rollouts.instances,
