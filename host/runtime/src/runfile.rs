@@ -69,7 +69,7 @@ const STAGE: [&str; 7] = [
 const PLUGIN: [&str; 4] = ["plugin", "with", "limits", "on-failure"];
 const LIMITS: [&str; 5] = ["memory", "tensors", "handles", "call", "log"];
 const CHECKPOINT: [&str; 2] = ["every", "keep"];
-const ROOT: [&str; 14] = [
+const ROOT: &[&str] = &[
     "run",
     "data",
     "environment",
@@ -148,7 +148,7 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
         .parent()
         .unwrap_or(Path::new(""))
         .to_path_buf();
-    let root = reader.root(&ROOT);
+    let root = reader.root(ROOT);
 
     let run = root
         .get("run")
