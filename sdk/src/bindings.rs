@@ -181,3 +181,20 @@ pub mod tuner {
         },
     });
 }
+
+/// The export of a searcher.
+pub mod searcher {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_searcher",
+        inline: "package espalier:sdk-searcher; world searcher {
+            export espalier:plugin/searching@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/rewards@0.1.0": crate::bindings::host::espalier::plugin::rewards,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}

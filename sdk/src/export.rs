@@ -1,7 +1,7 @@
 //! From traits to the component's exports: the one line at the bottom of a plugin.
 
 /// Makes a plugin of a type: `espalier_sdk::export!(trainer: T);`, or `pruner`, `normalizer`, `tracking normalizer`,
-/// `tasks`, `mdp`, `architecture`, `tuner` in its place.
+/// `tasks`, `mdp`, `architecture`, `tuner`, `searcher` in its place.
 ///
 /// Name, version and summary come from the crate's manifest, the name without `espalier-plugin-`. Natively only
 /// the trait is checked, so that a plugin's pure parts run under `cargo test`.
@@ -411,6 +411,50 @@ macro_rules! export {
 
     described::export_described!(Component with_types_in $crate::guest::described);
     tuner::export_tuner!(Component with_types_in $crate::guest::tuner);
+        };
+    };
+    (searcher: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_searcher::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{described, options, run, searcher, searcher_adapter as adapter};
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl searcher::exports::espalier::plugin::searching::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                ) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::start(session, &info, &settings))
+                }
+                fn step(
+                    at: run::StepInfo,
+                ) -> searcher::exports::espalier::plugin::searching::SearchReport {
+                    SESSION.with(|session| adapter::step(session, &at))
+                }
+                fn save() -> Vec<u8> {
+                    SESSION.with(|session| adapter::save(session))
+                }
+                fn restore(state: Vec<u8>) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::restore(session, &state))
+                }
+            }
+
+    described::export_described!(Component with_types_in $crate::guest::described);
+    searcher::export_searcher!(Component with_types_in $crate::guest::searcher);
         };
     };
 }

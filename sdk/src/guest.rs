@@ -5,11 +5,15 @@ use std::cell::RefCell;
 use crate::bindings::host::espalier::plugin::{data, log, model, tensors};
 use crate::options::Options;
 use crate::run::EventKind;
-use crate::{Architecture, Mdp, Normalizer, Pruner, Tasks, TrackingNormalizer, Trainer, Tuner};
+use crate::{
+    Architecture, Mdp, Normalizer, Pruner, Searcher, Tasks, TrackingNormalizer, Trainer, Tuner,
+};
 
 pub use crate::bindings::described;
 pub use crate::bindings::host::espalier::plugin::{control, options, rewards, run};
-pub use crate::bindings::{architecture, mdp, normalizer, pruner, tasks, tracking, trainer, tuner};
+pub use crate::bindings::{
+    architecture, mdp, normalizer, pruner, searcher, tasks, tracking, trainer, tuner,
+};
 pub use data::Batch as RawBatch;
 pub use described::exports::espalier::plugin::plugin::Description;
 pub use model::Prediction as RawPrediction;
@@ -23,6 +27,7 @@ pub fn is_tasks<T: Tasks>() {}
 pub fn is_mdp<T: Mdp>() {}
 pub fn is_architecture<T: Architecture>() {}
 pub fn is_tuner<T: Tuner>() {}
+pub fn is_searcher<T: Searcher>() {}
 
 /// What a crate's manifest says.
 pub struct Manifest {
@@ -446,6 +451,38 @@ pub mod tuner_adapter {
     }
 
     pub fn restore<T: Tuner>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
+        session.with(|plugin| plugin.restore(state))
+    }
+}
+
+pub mod searcher_adapter {
+    pub use super::Session;
+    use super::*;
+    use crate::searcher::SearchReport;
+
+    pub fn describe<T: Searcher>(manifest: Manifest) -> Description {
+        super::describe::<T::Options>(manifest, &[])
+    }
+
+    pub fn start<T: Searcher>(
+        session: &Session<T>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+    ) -> Result<(), run::Error> {
+        report_panics();
+        session.put(T::new(info, T::Options::from_settings(settings)?)?);
+        Ok(())
+    }
+
+    pub fn step<T: Searcher>(session: &Session<T>, at: &run::StepInfo) -> SearchReport {
+        session.with(|plugin| plugin.step(at))
+    }
+
+    pub fn save<T: Searcher>(session: &Session<T>) -> Vec<u8> {
+        session.with(|plugin| plugin.save())
+    }
+
+    pub fn restore<T: Searcher>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
         session.with(|plugin| plugin.restore(state))
     }
 }

@@ -75,6 +75,22 @@ impl Verdict {
     }
 }
 
+impl Verdict {
+    /// What the environment pays for the way: its term `process`, or the outcome reward where it has none.
+    ///
+    /// ```
+    /// # use espalier_sdk::rewards::Verdict;
+    /// let mut verdict = Verdict::outcome(false);
+    /// assert_eq!(verdict.process(), 0.0);
+    /// verdict.terms.push(("process".into(), 0.7));
+    /// assert_eq!(verdict.process(), 0.7);
+    /// ```
+    pub fn process(&self) -> f64 {
+        let term = self.terms.iter().find(|(name, _)| name == "process");
+        term.map_or(self.reward, |(_, value)| *value)
+    }
+}
+
 impl Rollout {
     /// What the trainer states under a name.
     ///

@@ -321,3 +321,20 @@ every = 13
     );
     killed_ten_times_ends_in_the_same_bits("stages", &file, 6);
 }
+
+const SEARCH: &str = r#"
+[environment]
+plugin = "coin-steps"
+with = { problems = 120, words = 64 }
+[model]
+layers = [{ kind = "embedding", features = 1, deviation = 1e-6 }, { kind = "tied-linear" }]
+[searcher]
+plugin = "entropic-pf"
+prompts-per-step = 2
+with = { particles = 4, ends = "length" }
+"#;
+
+#[test]
+fn a_killed_search_ends_in_the_same_bits() {
+    killed_ten_times_ends_in_the_same_bits("search", SEARCH, 11);
+}

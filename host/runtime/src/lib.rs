@@ -25,6 +25,7 @@ pub mod publish;
 pub mod registry;
 pub mod run;
 pub mod runfile;
+pub mod search;
 pub mod store;
 pub mod trust;
 

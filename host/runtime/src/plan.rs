@@ -23,10 +23,16 @@ pub struct Plan {
     pub repeat: u32,
     /// Where samples come from and how they are split; none where an environment takes their place.
     pub data: Option<DataPlan>,
-    /// The layers, in order.
+    /// A run's folder, or a checkpoint, whose model and parameters this run begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// The layers, in order; empty for those of `from`.
     pub model: Vec<LayerPlan>,
     /// How long to train and when to look, in the first stage.
     pub schedule: SchedulePlan,
+    /// What a run that searches, and does nothing else, searches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<SearchPlan>,
     /// The first stage's trainer, its pruners in the order in which they act on an event, its auditors; what later
     /// stages add to them; the environment, the normaliser, the transforms.
     pub plugins: Vec<PluginPlan>,
@@ -129,6 +135,24 @@ pub struct StagePlan {
     pub plugins: Vec<usize>,
     /// How long it is and what is measured.
     pub schedule: SchedulePlan,
+    /// What its searcher searches, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<SearchPlan>,
+}
+
+/// What a searcher searches, and its budget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SearchPlan {
+    /// The searcher, as a place in the plan's plugins.
+    pub part: usize,
+    /// The split of the environment whose prompts are answered.
+    pub split: String,
+    /// Prompts that the searcher is asked to take in a step.
+    pub prompts_per_step: u32,
+    /// Most steps; none for as many as it takes.
+    pub max_steps: Option<u64>,
+    /// The search ends after the step in which so many tokens have been drawn; none for no end.
+    pub max_tokens: Option<u64>,
 }
 
 impl Plan {
@@ -150,6 +174,7 @@ impl Plan {
                 trainer: places(true).next(),
                 plugins: places(false).collect(),
                 schedule: self.schedule.clone(),
+                search: self.search.clone(),
             }];
         }
         let mut all = Vec::new();

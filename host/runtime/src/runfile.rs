@@ -14,7 +14,8 @@ use crate::document::{Document, Field, Fields, Origin, Reader, Value};
 use crate::model::{KINDS, KindInfo, Preset};
 use crate::plan::{
     BlockModel, CheckpointPlan, DataPlan, DataSource, Labelled, LayerPlan, Length, Limits, Loss,
-    Normalize, OnFailure, OptionValue, Plan, PluginPlan, SchedulePlan, Slot, StagePlan, TRAIN,
+    Normalize, OnFailure, OptionValue, Plan, PluginPlan, SchedulePlan, SearchPlan, Slot, StagePlan,
+    TRAIN,
 };
 
 /// What the command line says over the run file.
@@ -63,10 +64,21 @@ const SCHEDULE: [&str; 9] = [
     "evaluate",
     "loss",
 ];
-const STAGE: [&str; 7] = [
-    "name", "train", "freeze", "schedule", "trainer", "pruner", "auditor",
+const STAGE: [&str; 8] = [
+    "name", "train", "freeze", "schedule", "trainer", "pruner", "auditor", "searcher",
 ];
+const MODEL: [&str; 2] = ["layers", "from"];
 const PLUGIN: [&str; 4] = ["plugin", "with", "limits", "on-failure"];
+const SEARCHER: [&str; 8] = [
+    "plugin",
+    "with",
+    "limits",
+    "on-failure",
+    "split",
+    "prompts-per-step",
+    "max-steps",
+    "max-tokens",
+];
 const LIMITS: [&str; 5] = ["memory", "tensors", "handles", "call", "log"];
 const CHECKPOINT: [&str; 2] = ["every", "keep"];
 const ROOT: &[&str] = &[
@@ -82,6 +94,7 @@ const ROOT: &[&str] = &[
     "auditor",
     "transform",
     "tuner",
+    "searcher",
     "checkpoint",
     "stage",
     "repeat",
@@ -204,13 +217,13 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
             );
             None
         }
-        (None, Some(_)) => Some(Vec::new()),
+        (None, Some(_)) => Some((None, Vec::new())),
         _ => root
             .require(
                 "model",
                 "add [model] with layers = [{ kind = \"linear\", features = 10 }], or [architecture] with a plugin",
             )
-            .and_then(|field| model(&field)),
+            .and_then(|field| model(&field, &base)),
     };
     let architecture = match &architecture {
         Some(field) => plugin(field, Slot::Architecture).map(Some),
@@ -263,7 +276,9 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
         stages,
         repeat,
         schedule,
+        search,
     } = stages?;
+    let (from, model) = model?;
     plugins.extend(architecture?);
     plugins.extend(environment?.into_iter().chain(normalizer?));
     plugins.extend(transforms?);
@@ -284,8 +299,10 @@ fn read(reader: &Reader<'_>) -> Option<Plan> {
         threads,
         repeat,
         data: data?,
-        model: model?,
+        from,
+        model,
         schedule,
+        search,
         plugins,
         stages,
         checkpoint,
@@ -301,6 +318,7 @@ struct Stages {
     stages: Vec<StagePlan>,
     repeat: u32,
     schedule: SchedulePlan,
+    search: Option<SearchPlan>,
 }
 
 /// The plugins that a stage can have, at the top of the file or in a stage; none where it says nothing.
@@ -308,6 +326,7 @@ struct Acting {
     trainer: Option<PluginPlan>,
     pruners: Option<Vec<PluginPlan>>,
     auditors: Option<Vec<PluginPlan>>,
+    searcher: Option<(PluginPlan, SearchPlan)>,
 }
 
 fn acting(fields: &Fields<'_, '_>) -> Option<Acting> {
@@ -322,11 +341,100 @@ fn acting(fields: &Fields<'_, '_>) -> Option<Acting> {
     // Every one is read before any failure counts, so that all errors are shown.
     let pruners = several("pruner", Slot::Pruner);
     let auditors = several("auditor", Slot::Auditor);
+    let searcher = match fields.get("searcher") {
+        Some(field) => searcher(&field).map(Some),
+        None => Some(None),
+    };
     Some(Acting {
         trainer: trainer?,
         pruners: pruners?,
         auditors: auditors?,
+        searcher: searcher?,
     })
+}
+
+/// A searcher and its budget; the place of its plugin is not known here.
+fn searcher(field: &Field<'_, '_>) -> Option<(PluginPlan, SearchPlan)> {
+    let plugin = plugin(field, Slot::Searcher);
+    let fields = field.open_table(&SEARCHER)?;
+    let count = |key: &str| {
+        fields
+            .get(key)
+            .map(|field| field.integer(1, u32::MAX.into()))
+    };
+    let tokens = fields
+        .get("max-tokens")
+        .map(|field| field.integer(1, u64::MAX));
+    let split = match fields.get("split") {
+        Some(field) => field.text().map(str::to_string),
+        None => Some("test".to_string()),
+    };
+    // Every one is read before any failure counts, so that all errors are shown.
+    let (prompts, steps) = (count("prompts-per-step"), count("max-steps"));
+    let prompts_per_step = match prompts {
+        Some(prompts) => prompts? as u32,
+        None => 16,
+    };
+    let max_steps = match steps {
+        Some(steps) => Some(steps?),
+        None => None,
+    };
+    let max_tokens = match tokens {
+        Some(tokens) => Some(tokens?),
+        None => None,
+    };
+    let search = SearchPlan {
+        part: 0,
+        split: split?,
+        prompts_per_step,
+        max_steps,
+        max_tokens,
+    };
+    Some((plugin?, search))
+}
+
+/// The schedule of a search: its budget of steps, and what a step is.
+fn search_schedule(search: &SearchPlan) -> SchedulePlan {
+    SchedulePlan {
+        length: Length::Steps(search.max_steps.unwrap_or(u32::MAX.into())),
+        batch_size: search.prompts_per_step,
+        steps_per_epoch: None,
+        evaluation_episodes: 20,
+        evaluate_every: 1,
+        evaluation_batch: 512,
+        loss: Loss::CrossEntropy,
+        evaluate: Vec::new(),
+    }
+}
+
+/// Refuses what has no place beside a searcher; true if nothing was there.
+fn searches_alone(fields: &Fields<'_, '_>, keys: &[&str]) -> bool {
+    let mut alone = true;
+    for key in keys {
+        if let Some(field) = fields.get(key) {
+            field.error(
+                Diagnostic::new(format!("[{key}] has no place beside a searcher"))
+                    .expected("a searcher with an environment and a model: nothing is trained")
+                    .help("remove it; a [[stage]] that trains may come before one that searches"),
+            );
+            alone = false;
+        }
+    }
+    alone
+}
+
+/// Refuses a searcher in a run with data.
+fn searches_prompts(field: &Field<'_, '_>, has_data: bool) -> Option<()> {
+    match has_data {
+        false => Some(()),
+        true => {
+            field.error(
+                Diagnostic::new("a searcher needs an environment, whose prompts it answers")
+                    .help("put [environment] in the place of [data]"),
+            );
+            None
+        }
+    }
 }
 
 /// Places of the plugins that stages share, each taken up the first time a stage needs it.
@@ -383,6 +491,20 @@ fn stages(root: &Fields<'_, '_>, default_loss: Loss, has_data: bool) -> Option<S
                     .help("remove it, or add [[stage]] tables"),
             );
         }
+        if let Some(field) = root.get("searcher") {
+            let alone = searches_alone(root, &["schedule", "trainer", "pruner", "normalizer"]);
+            searches_prompts(&field, has_data)?;
+            let top = top.filter(|_| alone)?;
+            let (searcher, search) = top.searcher?;
+            let auditors = top.auditors.into_iter().flatten();
+            return Some(Stages {
+                plugins: std::iter::once(searcher).chain(auditors).collect(),
+                stages: Vec::new(),
+                repeat: 1,
+                schedule: search_schedule(&search),
+                search: Some(search),
+            });
+        }
         let field = root.require("schedule", "add [schedule] with epochs = 10");
         let schedule =
             field.and_then(|field| schedule(None, Some(&field), None, default_loss, has_data));
@@ -396,8 +518,16 @@ fn stages(root: &Fields<'_, '_>, default_loss: Loss, has_data: bool) -> Option<S
             stages: Vec::new(),
             repeat: 1,
             schedule: schedule?,
+            search: None,
         });
     };
+    if let Some(field) = root.get("searcher") {
+        field.error(
+            Diagnostic::new("[searcher] stands at the top of a file with stages")
+                .help("put it in a stage of its own: [stage.searcher]"),
+        );
+        return None;
+    }
     let listed = listed?;
     if listed.len() > MOST_STAGES {
         return root
@@ -449,6 +579,7 @@ fn stages(root: &Fields<'_, '_>, default_loss: Loss, has_data: bool) -> Option<S
         stages,
         repeat: repeat? as u32,
         schedule: schedule?,
+        search: None,
     })
 }
 
@@ -510,6 +641,25 @@ fn stage(
         .map_or(Some(false), |field| field.bool());
     let own = acting(&fields);
     let (name, train, freeze, own) = (name?, train?, freeze?, own?);
+    if let Some((plugin, search)) = own.searcher {
+        let alone = searches_alone(&fields, &["train", "schedule", "trainer", "pruner"]);
+        searches_prompts(&fields.get("searcher")?, around.has_data)?;
+        if !alone {
+            return None;
+        }
+        let part = places.own(plugin);
+        let mut plugins = vec![part];
+        plugins.extend(places.several(own.auditors, &None));
+        return Some(StagePlan {
+            name,
+            train: TRAIN.into(),
+            freeze: true,
+            trainer: None,
+            plugins,
+            schedule: search_schedule(&search),
+            search: Some(SearchPlan { part, ..search }),
+        });
+    }
     let stands = own.trainer.is_some() || top.trainer.is_some();
     // A stage that trains nothing keeps the trainer before it, for predictions.
     let steps = train.is_some() && stands;
@@ -570,6 +720,7 @@ fn stage(
         trainer,
         plugins,
         schedule,
+        search: None,
     })
 }
 
@@ -580,7 +731,7 @@ fn belongs_elsewhere(key: &str) -> Option<String> {
         ("data", &DATA),
         ("schedule", &SCHEDULE),
         ("checkpoint", &CHECKPOINT),
-        ("model", &["layers"]),
+        ("model", &MODEL),
         ("stage", &["train", "freeze"]),
     ];
     tables
@@ -839,8 +990,20 @@ fn npy_is_float(path: &Path) -> Option<bool> {
 
 // Model.
 
-fn model(field: &Field<'_, '_>) -> Option<Vec<LayerPlan>> {
-    let fields = field.table(&["layers"], &belongs_elsewhere)?;
+/// The run or checkpoint that the model is taken from, and its layers, which such a one knows itself.
+fn model(field: &Field<'_, '_>, base: &Path) -> Option<(Option<PathBuf>, Vec<LayerPlan>)> {
+    let fields = field.table(&MODEL, &belongs_elsewhere)?;
+    let from = match fields.get("from") {
+        Some(field) => Some(field.path(base)?),
+        None => None,
+    };
+    if from.is_some() && fields.get("layers").is_none() {
+        return Some((from, Vec::new()));
+    }
+    Some((from, layers(&fields)?))
+}
+
+fn layers(fields: &Fields<'_, '_>) -> Option<Vec<LayerPlan>> {
     const EXPECTED: &str = "a list of layers, each { kind = \"...\", ... }";
     let list = fields.require(
         "layers",
@@ -1142,6 +1305,7 @@ fn plugin(field: &Field<'_, '_>, slot: Slot) -> Option<PluginPlan> {
     };
     let known: &[&str] = match slot {
         Slot::Tuner => &population::TUNER,
+        Slot::Searcher => &SEARCHER,
         _ => &PLUGIN,
     };
     let fields = field.table(known, &advice)?;
@@ -1535,8 +1699,10 @@ error: `epochs` is out of range
     fn the_reference_names_every_key() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/run-file.md");
         let text = std::fs::read_to_string(file).unwrap();
-        let tables: [&[&str]; 9] = [
-            &ROOT,
+        let tables: [&[&str]; 11] = [
+            ROOT,
+            &MODEL,
+            &SEARCHER,
             &STAGE,
             &RUN,
             &DATA,

@@ -24,6 +24,7 @@ use super::session::{Called, Cause, Death, Session};
 use super::state::Shared;
 use crate::model::Mode;
 use crate::model::generate::Request;
+use crate::search::{self, Search};
 
 /// What the run's environment is.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +83,8 @@ pub struct Rollouts {
     pub instances: u32,
     /// The last response to each prompt.
     pub tracked: BTreeMap<u64, Tracked>,
+    /// The search, where a searcher asks and not a trainer.
+    pub search: Option<Search>,
     /// Samples of this step.
     samples: BTreeMap<u64, Stored>,
     /// The task of each prompt that was drawn in this step.
@@ -308,11 +311,17 @@ impl Guest {
         self.ask(what, missing, |shared| &shared.environment, ask)
     }
 
+    /// What the tasks are like, and how many prompts of its split the plugin may speak of.
     fn tasks(&self, what: &str) -> Result<(TaskSpec, u64)> {
-        match &self.shared.run.borrow().rollouts.environment {
+        let rollouts = &self.shared.run.borrow().rollouts;
+        match &rollouts.environment {
             Environment::Tasks { spec, splits } => {
                 let train = splits.iter().find(|(name, _)| name == "train");
-                Ok((spec.clone(), train.map_or(0, |(_, count)| *count)))
+                let count = match &rollouts.search {
+                    Some(search) => search.given,
+                    None => train.map_or(0, |(_, count)| *count),
+                };
+                Ok((spec.clone(), count))
             }
             Environment::Mdp(_) => misuse(format!(
                 "{what}: the run's environment is a world to act in, it has no prompts"
@@ -321,6 +330,20 @@ impl Guest {
                 "{what}: the run has no environment; add [environment] to the run file"
             )),
         }
+    }
+
+    /// The next prompts of a search, without their solutions; none where no search is on.
+    fn searched(&self, n: u32) -> Result<Option<Vec<Prompt>>> {
+        let (split, ids) = match &mut self.shared.run.borrow_mut().rollouts.search {
+            Some(search) => (search.split.clone(), search.next(n.into())),
+            None => return Ok(None),
+        };
+        let mut prompts =
+            self.ask_environment("prompts", |session| session.prompts(&split, &ids))?;
+        for prompt in &mut prompts {
+            prompt.solution = None;
+        }
+        Ok(Some(prompts))
     }
 
     fn world(&self, what: &str) -> Result<MdpSpec> {
@@ -432,6 +455,9 @@ impl Host for Guest {
         self.uncapturable("it asks for prompts");
         self.in_time()?;
         let (_, count) = self.tasks("prompts")?;
+        if let Some(prompts) = self.searched(n)? {
+            return Ok(prompts);
+        }
         let n = u64::from(n).min(count) as usize;
         let key = {
             let run = &mut *self.shared.run.borrow_mut();
@@ -469,17 +495,29 @@ impl Host for Guest {
     ) -> Result<Vec<Sample>> {
         self.uncapturable("it generates");
         let (spec, count) = self.tasks("generate")?;
-        if let Some(wrong) = requests.iter().find(|request| request.prompt >= count) {
-            return misuse(format!(
-                "generate: there is no prompt {}; the training split has {count}",
-                wrong.prompt
-            ));
-        }
         let id = self.model(&m)?;
         let run = &mut *self.shared.run.borrow_mut();
-        let contexts: Vec<(u64, Vec<u32>)> = requests
+        if let Some(wrong) = requests.iter().find(|request| request.prompt >= count) {
+            return misuse(match &run.rollouts.search {
+                None => format!(
+                    "generate: there is no prompt {}; the training split has {count}",
+                    wrong.prompt
+                ),
+                Some(search) => format!(
+                    "generate: prompt {} of `{}` was not given yet; ask for it with rollouts.prompts",
+                    wrong.prompt, search.split
+                ),
+            });
+        }
+        let contexts: Vec<(u64, Vec<u32>, usize)> = requests
             .iter()
-            .map(|request| (request.prompt, request.context.clone()))
+            .map(|request| {
+                (
+                    request.prompt,
+                    request.context.clone(),
+                    request.forced.len(),
+                )
+            })
             .collect();
         let requests: Vec<Request> = requests
             .into_iter()
@@ -513,7 +551,12 @@ impl Host for Guest {
         let run = &mut run.rollouts;
         let mut samples = Vec::with_capacity(responses.len());
         for response in responses {
-            let (prompt, context) = contexts[response.request].clone();
+            let (prompt, context, forced) = contexts[response.request].clone();
+            let drawn = response.tokens.len().saturating_sub(forced) as u64;
+            if let Some(search) = run.search.as_mut().filter(|_| drawn > 0) {
+                search.tokens += drawn;
+                search.generations += 1;
+            }
             let finished = response.stopped || response.tokens.last() == Some(&spec.stop);
             let number = run.samples.last_key_value().map_or(0, |(id, _)| id + 1);
             samples.push(Sample {
@@ -574,21 +617,32 @@ impl Host for Guest {
         self.uncapturable("it asks for verdicts");
         self.in_time()?;
         let (spec, _) = self.tasks("verify")?;
+        let split = {
+            let search = &mut self.shared.run.borrow_mut().rollouts.search;
+            search.as_mut().map_or("train".to_string(), |search| {
+                search.verifications += samples.len() as u64;
+                search.split.clone()
+            })
+        };
         let mut responses = Vec::with_capacity(samples.len());
         for &sample in &samples {
             let run = self.shared.run.borrow();
             let stored = run.rollouts.stored("verify", sample)?;
             responses.push(Response {
-                split: "train".into(),
+                split: split.clone(),
                 prompt: stored.prompt,
                 tokens: stored.tokens.clone(),
                 finished: stored.finished,
             });
         }
-        let verdicts = self.ask_environment("verify", |session| {
+        let mut verdicts = self.ask_environment("verify", |session| {
             session.verify(&responses, &spec.rewards)
         })?;
         let run = &mut *self.shared.run.borrow_mut();
+        if run.rollouts.search.is_some() {
+            let seen = verdicts.into_iter();
+            verdicts = seen.map(|v| search::blanked(v, &spec.rewards)).collect();
+        }
         for (sample, verdict) in samples.iter().zip(&verdicts) {
             if let Some(stored) = run.rollouts.samples.get_mut(sample) {
                 stored.verdict = Some(verdict.clone());

@@ -53,7 +53,24 @@ pub(super) fn compose(
         Environment::Tasks { .. } => "prompts",
         Environment::Mdp(_) => "instances",
     };
+    let searching = |search: &crate::plan::SearchPlan| {
+        let verifier = match &from.environment {
+            Environment::Tasks { spec, .. } if crate::search::judges_steps(&spec.rewards) => {
+                "the term `process`"
+            }
+            _ => "the environment's own verdict, an oracle",
+        };
+        let mut words = vec![format!(
+            "search of `{}`, {} {unit} a step",
+            search.split, search.prompts_per_step
+        )];
+        words.extend(search.max_steps.map(|n| format!("at most {n} steps")));
+        words.extend(search.max_tokens.map(|n| format!("{n} tokens")));
+        words.push(format!("verifier: {verifier}"));
+        words.join(", ")
+    };
     let schedule = match (plan.stages.len(), plan.repeat) {
+        (0, _) if plan.search.is_some() => plan.search.iter().map(searching).collect(),
         (0, _) => {
             let length = match plan.schedule.length {
                 Length::Epochs(n) => format!("{n} epochs of {steps_per_epoch} steps"),
@@ -72,6 +89,7 @@ pub(super) fn compose(
             format!("{} {}", plugin.slot, plugin.name)
         };
         let length = match (stage.trainer, stage.schedule.length) {
+            (None, _) if stage.search.is_some() => stage.search.iter().map(searching).collect(),
             (None, _) => "no steps".to_string(),
             (_, Length::Epochs(n)) => format!("{n} epochs"),
             (_, Length::Steps(n)) => format!("{n} steps"),

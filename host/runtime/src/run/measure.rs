@@ -16,7 +16,12 @@ impl Runner<'_> {
         let _measuring = profile::part(profile::Part::Measurement);
         let environment = self.shared.run.borrow().rollouts.environment.clone();
         let began = Instant::now();
+        let searched = self.stage().search.as_ref();
+        let searched = searched.map(|search| search.split == split);
         let measured = match environment {
+            _ if searched == Some(true) => Some(self.measure_search()?),
+            // Nothing but what was searched has been answered.
+            _ if searched == Some(false) => None,
             Environment::None => self.measure(split)?,
             Environment::Tasks { spec, splits } => {
                 match splits.iter().find(|(name, _)| name == split) {

@@ -23,6 +23,7 @@ mod architecture;
 mod compose;
 mod measure;
 mod member;
+mod search;
 mod source;
 mod stages;
 
@@ -342,6 +343,9 @@ struct Saved {
     instances: u32,
     /// The last response to each prompt, for a normaliser that tracks the policy.
     tracked: BTreeMap<u64, Tracked>,
+    /// How far a search has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    search: Option<crate::search::Search>,
 }
 
 /// A pruner in the run. `None` once it was skipped.
@@ -366,6 +370,8 @@ pub(crate) struct Runner<'a> {
     trainer_stage: usize,
     /// Auditors of this stage.
     auditors: Vec<Pruner>,
+    /// The searcher of this stage.
+    searcher: Option<Session>,
     /// Costs of instances that have ended with their stage, and whether they did anything.
     ended: Vec<(PluginCounters, bool)>,
     steps_per_epoch: u64,
@@ -492,9 +498,14 @@ impl<'a> Runner<'a> {
             None => (None, None),
         };
 
-        let layers = match &restored {
-            Some(found) => saved(&found.meta)?.layers,
-            None => with_vocabulary(&plan.model, &source.environment),
+        let origin = match (&plan.from, &restored) {
+            (Some(from), None) => Some(source::Origin::load(from)?),
+            _ => None,
+        };
+        let layers = match (&restored, &origin) {
+            (Some(found), _) => saved(&found.meta)?.layers,
+            (None, Some(origin)) if plan.model.is_empty() => origin.layers.clone(),
+            _ => with_vocabulary(&plan.model, &source.environment),
         };
         let architecture = parts
             .iter()
@@ -511,7 +522,7 @@ impl<'a> Runner<'a> {
             None => None,
         };
         // A run without layers has an architecture, unless it has adopted a model of built-in ones since.
-        let (model, main, architecture) = match built {
+        let (model, mut main, architecture) = match built {
             Some(built) if layers.is_empty() => {
                 (built.model, built.parameters, Some(built.session))
             }
@@ -522,6 +533,9 @@ impl<'a> Runner<'a> {
                 (model, main, built.map(|built| built.session))
             }
         };
+        if let Some(origin) = origin {
+            main = origin.parameters(&main)?;
+        }
         if let Environment::Tasks { spec, .. } = &source.environment {
             answers_in(&model, spec)?;
         }
@@ -554,6 +568,7 @@ impl<'a> Runner<'a> {
             entered: 0,
             trainer_stage: 0,
             auditors: Vec::new(),
+            searcher: None,
             ended: Vec::new(),
             steps_per_epoch,
             steps_per_round,
@@ -613,6 +628,7 @@ impl<'a> Runner<'a> {
         let sessions = trainer
             .iter_mut()
             .chain(self.pruners.iter_mut().filter_map(|p| p.session.as_mut()))
+            .chain(self.searcher.iter_mut())
             .chain(environment.iter_mut())
             .chain(normalizer.iter_mut());
         for session in sessions {
@@ -646,6 +662,7 @@ impl<'a> Runner<'a> {
         run.steps_done = saved.progress.steps_done;
         run.rollouts.instances = saved.instances;
         run.rollouts.tracked = saved.tracked.clone();
+        run.rollouts.search = saved.search.clone();
         Ok(())
     }
 
@@ -729,9 +746,19 @@ impl<'a> Runner<'a> {
         self.tell(Event::Started {
             run,
             step: self.progress.steps_done,
-            of: Some(self.steps_in_sight()),
+            of: self.of(),
         })?;
         self.tell_stage()
+    }
+
+    /// Steps in sight; none where a search has no budget of steps.
+    fn of(&self) -> Option<u64> {
+        let here = self.stages.iter().skip(self.progress.stage);
+        let mut searches = here.filter_map(|stage| stage.search.as_ref());
+        match searches.any(|search| search.max_steps.is_none()) {
+            true => None,
+            false => Some(self.steps_in_sight()),
+        }
     }
 
     fn steps_in_sight(&self) -> u64 {
@@ -916,6 +943,9 @@ impl<'a> Runner<'a> {
     }
 
     fn step(&mut self) -> Result<(), Diagnostic> {
+        if self.searcher.is_some() {
+            return self.search_step();
+        }
         let began = Instant::now();
         let at = self.at();
         {
@@ -936,7 +966,7 @@ impl<'a> Runner<'a> {
         let epoch = (self.progress.round_step - 1) / self.steps_per_epoch;
         self.tell(Event::Step {
             step: self.progress.steps_done,
-            of: Some(self.steps_in_sight()),
+            of: self.of(),
             epoch,
             round: self.progress.round.into(),
             loss: Some(report.loss),
@@ -1205,6 +1235,12 @@ impl<'a> Runner<'a> {
             }
             self.drain()?;
         }
+        if let Some(session) = self.searcher.as_mut() {
+            let saved = session.save();
+            let name = session.guest().name.clone();
+            let bytes = saved.map_err(|death| death.diagnostic(&self.whereabouts()))?;
+            plugins.insert(name, bytes);
+        }
         for slot in [&self.shared.environment, &self.shared.normalizer] {
             let mut session = slot.borrow_mut();
             let Some(session) = session.as_mut() else {
@@ -1254,6 +1290,7 @@ impl<'a> Runner<'a> {
                 splits,
                 instances: run.rollouts.instances,
                 tracked: run.rollouts.tracked.clone(),
+                search: run.rollouts.search.clone(),
             };
             (tensors, saved)
         };
@@ -1365,6 +1402,7 @@ impl<'a> Runner<'a> {
             .iter()
             .chain(self.pruners.iter().filter_map(|p| p.session.as_ref()))
             .chain(architecture.iter())
+            .chain(self.searcher.iter())
             .chain(environment.iter())
             .chain(normalizer.iter());
         let now: Vec<PluginCounters> = sessions.map(|session| self.cost(session)).collect();

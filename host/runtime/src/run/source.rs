@@ -198,3 +198,83 @@ pub(super) fn answers_in(model: &Model, spec: &TaskSpec) -> Result<(), Diagnosti
     .found(format!("{:?}", last.out_shape))
     .help("begin with an embedding without `entries` and end with { kind = \"tied-linear\" }"))
 }
+
+/// A model that another run has made.
+pub(super) struct Origin {
+    from: PathBuf,
+    pub(super) layers: Vec<LayerPlan>,
+    set: ParameterSet,
+}
+
+impl Origin {
+    /// The newest checkpoint of a run's folder, or a checkpoint.
+    pub(super) fn load(from: &Path) -> Result<Origin, Diagnostic> {
+        let wrong = |d: Diagnostic| {
+            d.at("model.from").help(
+                "give the folder of a run, which holds `checkpoints`, or one of its checkpoints",
+            )
+        };
+        let (tensors, meta) = match from.is_dir() {
+            true => {
+                let found = checkpoint::newest(&from.join("checkpoints"))
+                    .map_err(|error| wrong(edge("no checkpoint could be read", &error)))?;
+                let found = found.ok_or_else(|| {
+                    let what = format!("`{}` holds no checkpoint", from.display());
+                    wrong(Diagnostic::new(what))
+                })?;
+                (found.tensors, found.meta)
+            }
+            false => checkpoint::read(from)
+                .map_err(|error| wrong(edge("the checkpoint could not be read", &error)))?,
+        };
+        let saved = saved(&meta)?;
+        let of = |(number, (id, meta)): (usize, &(SetId, serde_json::Value))| {
+            (*id == SetId::Main)
+                .then(|| ParameterSet::import(&format!("set{number}"), &tensors, meta))
+        };
+        let set = saved.sets.iter().enumerate().find_map(of);
+        let set = set
+            .ok_or_else(|| wrong(Diagnostic::new("the checkpoint holds no model")))?
+            .map_err(|error| edge("the checkpoint does not hold what it should", &error))?;
+        Ok(Origin {
+            from: from.to_path_buf(),
+            layers: saved.layers,
+            set,
+        })
+    }
+
+    /// Its parameters in the place of those of a model that was built, without tags and optimiser state.
+    pub(super) fn parameters(self, built: &ParameterSet) -> Result<ParameterSet, Diagnostic> {
+        let shapes = |set: &ParameterSet| {
+            let infos = set.infos().into_iter();
+            infos
+                .map(|info| (info.name, info.shape))
+                .collect::<BTreeMap<String, Vec<usize>>>()
+        };
+        let (own, theirs) = (shapes(built), shapes(&self.set));
+        let differs = own
+            .iter()
+            .find(|(name, shape)| theirs.get(*name) != Some(shape));
+        if let Some((name, shape)) = differs {
+            return Err(Diagnostic::new(format!(
+                "the model of `{}` does not fit this run",
+                self.from.display()
+            ))
+            .at("model.from")
+            .expected(format!("`{name}` of shape {shape:?}"))
+            .found(match theirs.get(name) {
+                Some(shape) => format!("{shape:?}"),
+                None => "no such parameter".to_string(),
+            })
+            .help(
+                "leave out `layers`, and use the environment or data that the model was made for",
+            ));
+        }
+        let mut set = self.set;
+        set.forget_tags();
+        let names = set.names();
+        set.reset_state(&names)
+            .map_err(|error| edge("the optimiser's state could not be reset", &error))?;
+        Ok(set)
+    }
+}

@@ -102,9 +102,16 @@ impl Runner<'_> {
         }
         let count = samples(&run.rollouts.environment, &run.data, &stage.train);
         run.data.train_on = (stage.train != TRAIN).then(|| stage.train.clone());
-        run.locked = stage
-            .freeze
-            .then(|| format!("stage `{}` freezes them", stage.name));
+        run.locked = match &stage.search {
+            Some(_) => Some("a search is on, which reads them".to_string()),
+            None => stage
+                .freeze
+                .then(|| format!("stage `{}` freezes them", stage.name)),
+        };
+        run.rollouts.search = match &stage.search {
+            Some(search) => Some(search::begin(search, &run.rollouts.environment)?),
+            None => None,
+        };
         run.seed = seed;
         (self.steps_per_epoch, self.steps_per_round) = lengths(
             &stage.schedule,
@@ -135,6 +142,7 @@ impl Runner<'_> {
             let session = Some(self.instantiate(part)?);
             match self.parts[part].plan.slot {
                 Slot::Auditor => self.auditors.push(Pruner { part, session }),
+                Slot::Searcher => self.searcher = session,
                 _ => self.pruners.push(Pruner { part, session }),
             }
             self.complete_tags()?;
@@ -181,8 +189,13 @@ impl Runner<'_> {
     pub(super) fn end_stage(&mut self) -> Result<bool, Diagnostic> {
         let epoch = self.progress.round_step.div_ceil(self.steps_per_epoch);
         let further = self.stage().schedule.evaluate.clone();
-        for split in ["validation", "test"] {
-            self.evaluate(split, epoch)?;
+        match self.stage().search.clone() {
+            Some(search) => self.evaluate(&search.split, epoch)?,
+            None => {
+                for split in ["validation", "test"] {
+                    self.evaluate(split, epoch)?;
+                }
+            }
         }
         for split in further {
             if let Err(error) = self.measurable(&split) {
@@ -237,6 +250,8 @@ impl Runner<'_> {
         for pruner in std::mem::take(&mut self.pruners) {
             self.put_away(pruner.session);
         }
+        let searcher = self.searcher.take();
+        self.put_away(searcher);
         if trains {
             let session = self.shared.trainer.borrow_mut().take();
             self.put_away(session);
