@@ -198,3 +198,37 @@ pub mod searcher {
         },
     });
 }
+
+/// The export of an auditor.
+pub mod auditor {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_auditor",
+        inline: "package espalier:sdk-auditor; world auditor {
+            export espalier:plugin/auditing@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}
+
+/// The export of a transform.
+pub mod transform {
+    wit_bindgen::generate!({
+        path: "../wit",
+        pub_export_macro: true,
+        export_macro_name: "export_transform",
+        inline: "package espalier:sdk-transform; world transform {
+            export espalier:plugin/transforming@0.1.0;
+        }",
+        with: {
+            "espalier:plugin/tensors@0.1.0": crate::bindings::host::espalier::plugin::tensors,
+            "espalier:plugin/data@0.1.0": crate::bindings::host::espalier::plugin::data,
+            "espalier:plugin/options@0.1.0": crate::bindings::host::espalier::plugin::options,
+            "espalier:plugin/run@0.1.0": crate::bindings::host::espalier::plugin::run,
+        },
+    });
+}

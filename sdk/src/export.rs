@@ -1,7 +1,7 @@
 //! From traits to the component's exports: the one line at the bottom of a plugin.
 
 /// Makes a plugin of a type: `espalier_sdk::export!(trainer: T);`, or `pruner`, `normalizer`, `tracking normalizer`,
-/// `tasks`, `mdp`, `architecture`, `tuner`, `searcher` in its place.
+/// `tasks`, `mdp`, `architecture`, `tuner`, `auditor`, `transform`, `searcher` in its place.
 ///
 /// Name, version and summary come from the crate's manifest, the name without `espalier-plugin-`. Natively only
 /// the trait is checked, so that a plugin's pure parts run under `cargo test`.
@@ -145,6 +145,87 @@ macro_rules! export {
 
     described::export_described!(Component with_types_in $crate::guest::described);
     normalizer::export_normalizer!(Component with_types_in $crate::guest::normalizer);
+        };
+    };
+    (auditor: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_auditor::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{auditor, auditor_adapter as adapter, described, options, run};
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl auditor::exports::espalier::plugin::auditing::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                ) -> Result<(), run::Error> {
+                    SESSION.with(|session| adapter::start(session, &info, &settings))
+                }
+                fn audit() -> adapter::AuditReport {
+                    SESSION.with(|session| adapter::audit(session))
+                }
+            }
+
+    described::export_described!(Component with_types_in $crate::guest::described);
+    auditor::export_auditor!(Component with_types_in $crate::guest::auditor);
+        };
+    };
+    (transform: $plugin:ty) => {
+        const _: fn() = $crate::guest::is_transform::<$plugin>;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, missing_docs, clippy::all)]
+        const _: () = {
+            use $crate::guest::{described, options, run, transform, transform_adapter as adapter};
+
+            struct Component;
+
+            ::std::thread_local! {
+                static SESSION: adapter::Session<$plugin> = adapter::Session::default();
+            }
+
+            impl described::exports::espalier::plugin::plugin::Guest for Component {
+                fn describe() -> $crate::guest::Description {
+                    adapter::describe::<$plugin>($crate::__manifest!())
+                }
+            }
+
+            impl transform::exports::espalier::plugin::transforming::Guest for Component {
+                fn start(
+                    info: run::RunInfo,
+                    settings: Vec<options::Setting>,
+                    train: Vec<$crate::guest::RawNamed>,
+                    splits: Vec<$crate::guest::RawSplitInfo>,
+                ) -> Result<(), run::Error> {
+                    SESSION
+                        .with(|session| adapter::start(session, &info, &settings, train, &splits))
+                }
+                fn prepare(
+                    split: $crate::guest::RawSplitInfo,
+                    fields: Vec<$crate::guest::RawNamed>,
+                ) -> Vec<adapter::Derived> {
+                    SESSION.with(|session| adapter::prepare(session, &split, fields))
+                }
+                fn apply(batch: $crate::guest::RawBatch, at: run::StepInfo) -> $crate::guest::RawBatch {
+                    SESSION.with(|session| adapter::apply(session, batch, &at))
+                }
+            }
+
+    described::export_described!(Component with_types_in $crate::guest::described);
+    transform::export_transform!(Component with_types_in $crate::guest::transform);
         };
     };
     (tracking normalizer: $plugin:ty) => {

@@ -14,7 +14,8 @@ pub use crate::bindings::host::espalier::plugin::{control, options, rewards, run
 pub use crate::bindings::{
     architecture, mdp, normalizer, pruner, searcher, tasks, tracking, trainer, tuner,
 };
-pub use data::Batch as RawBatch;
+pub use crate::bindings::{auditor, transform};
+pub use data::{Batch as RawBatch, Named as RawNamed, SplitInfo as RawSplitInfo};
 pub use described::exports::espalier::plugin::plugin::Description;
 pub use model::Prediction as RawPrediction;
 pub use tensors::Tensor as RawTensor;
@@ -25,6 +26,8 @@ pub fn is_normalizer<T: Normalizer>() {}
 pub fn is_tracking_normalizer<T: TrackingNormalizer>() {}
 pub fn is_tasks<T: Tasks>() {}
 pub fn is_mdp<T: Mdp>() {}
+pub fn is_auditor<T: crate::Auditor>() {}
+pub fn is_transform<T: crate::Transform>() {}
 pub fn is_architecture<T: Architecture>() {}
 pub fn is_tuner<T: Tuner>() {}
 pub fn is_searcher<T: Searcher>() {}
@@ -484,5 +487,81 @@ pub mod searcher_adapter {
 
     pub fn restore<T: Searcher>(session: &Session<T>, state: &[u8]) -> Result<(), run::Error> {
         session.with(|plugin| plugin.restore(state))
+    }
+}
+
+pub mod auditor_adapter {
+    pub use super::Session;
+    use super::*;
+    use crate::Auditor;
+    pub use crate::bindings::auditor::exports::espalier::plugin::auditing::AuditReport;
+
+    pub fn describe<T: Auditor>(manifest: Manifest) -> Description {
+        super::describe::<T::Options>(manifest, &[])
+    }
+
+    pub fn start<T: Auditor>(
+        session: &Session<T>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+    ) -> Result<(), run::Error> {
+        report_panics();
+        session.put(T::new(info, T::Options::from_settings(settings)?)?);
+        Ok(())
+    }
+
+    pub fn audit<T: Auditor>(session: &Session<T>) -> AuditReport {
+        session.with(|plugin| plugin.audit().into_raw())
+    }
+}
+
+pub mod transform_adapter {
+    pub use super::Session;
+    use super::*;
+    use crate::Transform;
+    pub use crate::bindings::transform::exports::espalier::plugin::transforming::Derived;
+    use crate::data::Batch;
+    use crate::transform::Samples;
+
+    pub fn describe<T: Transform>(manifest: Manifest) -> Description {
+        let mut description = super::describe::<T::Options>(manifest, &[]);
+        if T::BATCHES {
+            description.events.push("batch".into());
+        }
+        description
+    }
+
+    pub fn start<T: Transform>(
+        session: &Session<T>,
+        info: &run::RunInfo,
+        settings: &[options::Setting],
+        train: Vec<RawNamed>,
+        splits: &[RawSplitInfo],
+    ) -> Result<(), run::Error> {
+        report_panics();
+        let options = T::Options::from_settings(settings)?;
+        session.put(T::new(info, options, &Samples::from_raw(train), splits)?);
+        Ok(())
+    }
+
+    pub fn prepare<T: Transform>(
+        session: &Session<T>,
+        split: &RawSplitInfo,
+        fields: Vec<RawNamed>,
+    ) -> Vec<Derived> {
+        let samples = Samples::from_raw(fields);
+        session.with(|plugin| {
+            let derived = plugin.prepare(split, &samples).into_iter();
+            derived.map(|split| split.into_raw()).collect()
+        })
+    }
+
+    pub fn apply<T: Transform>(
+        session: &Session<T>,
+        batch: RawBatch,
+        at: &run::StepInfo,
+    ) -> RawBatch {
+        let batch = Batch::from_raw(batch);
+        session.with(|plugin| plugin.apply(batch, at).to_raw())
     }
 }

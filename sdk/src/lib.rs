@@ -15,6 +15,7 @@ extern crate self as espalier_sdk;
 pub mod bindings;
 
 pub mod architecture;
+pub mod auditor;
 pub mod autograd;
 pub mod blocks;
 pub mod capture;
@@ -39,6 +40,7 @@ pub mod searcher;
 mod slots;
 pub mod state;
 pub mod tensor;
+pub mod transform;
 pub mod tuner;
 
 /// Derives `options::Choice` for an enum without fields: the cases in kebab-case.
@@ -48,6 +50,7 @@ pub use espalier_sdk_derive::Choice;
 pub use espalier_sdk_derive::Options;
 
 pub use architecture::Architecture;
+pub use auditor::Auditor;
 pub use autograd::{grad, no_grad};
 pub use data::{Batch, Stream};
 pub use model::{Mode, Model, Prediction};
@@ -57,6 +60,7 @@ pub use run::{Directive, Error, Event, EventKind, RunInfo, StepInfo, StepReport}
 pub use searcher::Searcher;
 pub use slots::{Mdp, Normalizer, Pruner, Response, Tasks, TrackingNormalizer, Trainer};
 pub use tensor::{Dtype, Tensor};
+pub use transform::Transform;
 pub use tuner::Tuner;
 
 /// The examples of the guide compile.

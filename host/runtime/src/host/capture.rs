@@ -239,12 +239,16 @@ impl Guest {
 
     /// The step's batch, across the end of an epoch.
     fn next_batch(&mut self, id: &StreamId) -> Result<Batch> {
-        let run = &mut *self.shared.run.borrow_mut();
-        loop {
-            if let Some(batch) = told(run.streams.next(id, &run.data, run.seed))? {
-                return Ok(batch);
+        let batch = {
+            let run = &mut *self.shared.run.borrow_mut();
+            loop {
+                if let Some(batch) = told(run.streams.next(id, &run.data, run.seed))? {
+                    break batch;
+                }
             }
-        }
+        };
+        let _paused = capture::pause();
+        self.transformed(id, batch)
     }
 
     /// The program for these inputs, if one has been recorded and all that it reads is as it was.

@@ -8,11 +8,13 @@ use super::bindings::rep;
 use super::bindings::trainer::espalier::plugin::data::{
     Batch, FieldInfo, Host, HostStream, Named, Sampling, SplitInfo,
 };
+use super::bindings::trainer::espalier::plugin::run::StepInfo;
 use super::bindings::trainer::espalier::plugin::{data_publish, log};
 use super::guest::{Guest, misuse, named, told};
 use super::tensors::{wit_dtype, wit_shape};
 use crate::data::{self as store, Order, Split, StreamId};
 use crate::events::{Event, Level};
+use crate::plan::{Slot, TRAIN};
 
 type Handle = Resource<rep::Tensor>;
 type Stream = Resource<rep::Stream>;
@@ -38,6 +40,37 @@ impl Guest {
         })
     }
 
+    /// A batch as the run's transforms leave it. Only the trainer's training batches pass through them.
+    pub(super) fn transformed(
+        &mut self,
+        id: &StreamId,
+        batch: store::Batch,
+    ) -> Result<store::Batch> {
+        let shared = self.shared.clone();
+        let mut transforms = shared.transforms.borrow_mut();
+        if self.slot != Slot::Trainer || id.split != TRAIN || transforms.is_empty() {
+            return Ok(batch);
+        }
+        let (step, epoch, round) = shared.run.borrow().at;
+        let mut batch = batch;
+        for (transform, _) in transforms.iter_mut().filter(|(_, batches)| *batches) {
+            let budget = self
+                .deadline
+                .saturating_duration_since(std::time::Instant::now());
+            transform.shorten(budget);
+            let at = StepInfo { step, epoch, round };
+            let before = batch.clone();
+            batch = transform.apply(batch, at).map_err(wasmtime::Error::new)?;
+            if let Some(problem) = unlike(&before, &batch) {
+                let name = &transform.guest().name;
+                return misuse(format!(
+                    "transform `{name}` made another batch of a training batch: {problem}"
+                ));
+            }
+        }
+        Ok(batch)
+    }
+
     pub(super) fn put_named(&mut self, all: Vec<(String, Tensor)>) -> Result<Vec<Named>> {
         all.into_iter()
             .map(|(name, t)| Ok((name, self.put(Ok(t))?)))
@@ -51,6 +84,35 @@ impl Guest {
     }
 }
 
+/// How a batch differs from the one that a transform was given, in what it must not change.
+fn unlike(before: &store::Batch, after: &store::Batch) -> Option<String> {
+    let names = |b: &store::Batch| -> Vec<String> {
+        b.fields.iter().map(|(name, _)| name.clone()).collect()
+    };
+    if names(before) != names(after) {
+        return Some(format!(
+            "its fields are {:?}, and were {:?}",
+            names(after),
+            names(before)
+        ));
+    }
+    for ((name, old), (_, new)) in before.fields.iter().zip(&after.fields) {
+        if old.shape() != new.shape() || old.dtype() != new.dtype() {
+            return Some(format!(
+                "`{name}` is {:?} {:?}, and was {:?} {:?}",
+                new.dtype(),
+                new.shape(),
+                old.dtype(),
+                old.shape()
+            ));
+        }
+    }
+    let same = after.count == before.count
+        && after.index.shape() == before.index.shape()
+        && matches!((after.index.to_list(), before.index.to_list()), (Ok(a), Ok(b)) if a == b);
+    (!same).then(|| "its samples are others, or in another order".to_string())
+}
+
 /// Positions are kept for ever, so their number is bounded, and the length of what names them.
 const MAX_STREAMS: u64 = 10_000;
 const MAX_KEY: usize = 64;
@@ -59,7 +121,7 @@ const MAX_FIELDS: usize = 64;
 /// Splits that plugins added are kept for ever too.
 const MAX_SPLITS: usize = 256;
 
-fn split_info(s: &Split) -> SplitInfo {
+pub(crate) fn split_info(s: &Split) -> SplitInfo {
     let fields = s.fields.iter().map(|(name, t)| FieldInfo {
         name: name.clone(),
         dtype: wit_dtype(t.dtype()),
@@ -146,6 +208,7 @@ impl Host for Guest {
             let run = &mut *self.shared.run.borrow_mut();
             told(run.streams.next(&id, &run.data, run.seed))?
         };
+        let batch = batch.map(|b| self.transformed(&id, b)).transpose()?;
         batch.map(|b| self.put_batch(b)).transpose()
     }
 

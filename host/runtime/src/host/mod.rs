@@ -5,7 +5,7 @@
 //! plugins of a run share. No arithmetic here, and no policy about what follows a failure.
 pub mod bindings;
 pub mod capture;
-mod data;
+pub(crate) mod data;
 pub mod guest;
 mod model;
 mod parameters;

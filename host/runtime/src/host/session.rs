@@ -8,6 +8,7 @@ pub mod architecture;
 mod auditor;
 mod searcher;
 mod transform;
+pub use transform::Derived;
 mod tuner;
 
 use std::rc::Rc;

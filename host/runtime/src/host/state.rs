@@ -137,6 +137,8 @@ pub struct RunState {
     pub mask_changes: u64,
     /// Prompts and responses, or a world to act in.
     pub rollouts: Rollouts,
+    /// Where the run is: step, epoch and round of the step at work.
+    pub at: (u64, f64, u32),
     /// Why nobody may change the run's parameters now.
     pub locked: Option<String>,
 }
@@ -163,6 +165,7 @@ impl RunState {
             streams_opened: 0,
             mask_changes: 0,
             rollouts: Rollouts::default(),
+            at: (0, 0.0, 0),
             locked: None,
         }
     }
@@ -254,6 +257,8 @@ pub struct Shared {
     pub environment: RefCell<Option<Session>>,
     /// The normaliser, asked for the trainer.
     pub normalizer: RefCell<Option<Session>>,
+    /// Transforms in their order, each with whether it changes training batches.
+    pub transforms: RefCell<Vec<(Session, bool)>>,
     /// Said and reported by plugins in this call.
     pub events: RefCell<Vec<Event>>,
     /// The last plugin that died, and how.
@@ -269,6 +274,7 @@ impl Shared {
             architecture: RefCell::new(None),
             environment: RefCell::new(None),
             normalizer: RefCell::new(None),
+            transforms: RefCell::default(),
             events: RefCell::default(),
             death: RefCell::default(),
         }

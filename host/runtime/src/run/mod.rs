@@ -26,6 +26,7 @@ mod member;
 mod search;
 mod source;
 mod stages;
+mod transforms;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -462,7 +463,7 @@ impl<'a> Runner<'a> {
     ) -> Result<Runner<'a>, Diagnostic> {
         let loading = profile::part(profile::Part::Data);
         let source = match &plan.data {
-            Some(from) => Source::of_data(plan, from)?,
+            Some(from) => Source::of_data(plan, from, &parts, &shared)?,
             None => {
                 let part = parts
                     .iter()
@@ -599,6 +600,7 @@ impl<'a> Runner<'a> {
     pub(crate) fn release(&mut self) {
         self.shared.trainer.borrow_mut().take();
         self.shared.architecture.borrow_mut().take();
+        self.shared.transforms.borrow_mut().clear();
         self.shared.environment.borrow_mut().take();
         self.shared.normalizer.borrow_mut().take();
     }
@@ -951,6 +953,7 @@ impl<'a> Runner<'a> {
         {
             let run = &mut *self.shared.run.borrow_mut();
             run.passes = 0;
+            run.at = (at.step, at.epoch, at.round);
             run.rollouts.begin_step();
         }
         profile::step(self.progress.steps_done, self.steps_per_epoch);
@@ -1398,13 +1401,15 @@ impl<'a> Runner<'a> {
         let architecture = self.shared.architecture.borrow();
         let environment = self.shared.environment.borrow();
         let normalizer = self.shared.normalizer.borrow();
+        let transforms = self.shared.transforms.borrow();
         let sessions = trainer
             .iter()
             .chain(self.pruners.iter().filter_map(|p| p.session.as_ref()))
             .chain(architecture.iter())
             .chain(self.searcher.iter())
             .chain(environment.iter())
-            .chain(normalizer.iter());
+            .chain(normalizer.iter())
+            .chain(transforms.iter().map(|(session, _)| session));
         let now: Vec<PluginCounters> = sessions.map(|session| self.cost(session)).collect();
         let mut all: Vec<PluginCounters> = Vec::new();
         for one in self.ended.iter().map(|(cost, _)| cost).cloned().chain(now) {

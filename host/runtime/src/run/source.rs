@@ -13,9 +13,16 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn of_data(plan: &Plan, from: &DataPlan) -> Result<Source, Diagnostic> {
+    pub(super) fn of_data(
+        plan: &Plan,
+        from: &DataPlan,
+        parts: &[Part],
+        shared: &Rc<Shared>,
+    ) -> Result<Source, Diagnostic> {
         let dataset =
             data::load(from).map_err(|error| edge("the data could not be loaded", &error))?;
+        let (dataset, at_work) = transforms::transformed(plan, parts, shared, dataset)?;
+        *shared.transforms.borrow_mut() = at_work;
         let train = dataset
             .split("train")
             .map_err(|error| edge("the data has no training split", &error))?;
