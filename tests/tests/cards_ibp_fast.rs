@@ -44,7 +44,7 @@ fn bounds_of_a_layer_are_those_of_the_hand() {
         ("second-upper", second, 1, -0.25),
     ] {
         let loss = bounded(name, &last, label).objective().to_list().unwrap()[0];
-        near(loss, (1.0 + (-margin as f64).exp()).ln(), name);
+        near(loss, (1.0 + f64::exp(-margin)).ln(), name);
     }
 }
 

@@ -93,7 +93,7 @@ pub(super) fn block_model(model: &BlockModel, labelled: &Labelled, seed: u64) ->
     let classes = model.classes as usize;
     let count = classes * model.nodes_per_class as usize;
     let features = model.features as usize;
-    if count < 2 || count > 1 << 14 {
+    if !(2..=1 << 14).contains(&count) {
         return Err(Error::Plan {
             field: "nodes-per-class",
             problem: format!(
@@ -231,6 +231,7 @@ fn dataset(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

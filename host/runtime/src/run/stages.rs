@@ -127,9 +127,9 @@ impl Runner<'_> {
     pub(super) fn start_stage(&mut self) -> Result<(), Diagnostic> {
         let now = self.progress.stage.min(self.stages.len() - 1);
         let working = self.shared.trainer.borrow().is_some();
-        let stages = self.stages.iter().take(now + 1);
+        let stages = self.stages[..=now].iter();
         let newest = stages.map(|stage| stage.trainer).enumerate();
-        let newest = newest.filter_map(|(n, part)| Some((n, part?))).last();
+        let newest = newest.rev().find_map(|(n, part)| Some((n, part?)));
         if let Some((number, part)) = newest.filter(|(number, _)| !working || *number == now) {
             self.trainer_stage = number;
             self.enter(number)?;
