@@ -143,7 +143,7 @@ impl Trainer for BoRep {
         if at.step == 0 {
             self.solve(settings.refine, REFINE, now);
         }
-        if at.step % settings.every == 0 {
+        if at.step.is_multiple_of(settings.every) {
             self.solve(settings.lower_steps, LOWER, now);
         }
         let trusted = self.task.trusted([UPPER, now[0], now[1], 0]);
