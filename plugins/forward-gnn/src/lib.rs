@@ -522,7 +522,7 @@ impl ForwardGnn {
             own.extend((0..self.layers.len()).map(state_name));
         }
         let sets = [(&self.main, &main, "main"), (&self.own, &own, "own")];
-        if (step + 1) % every == 0 {
+        if (step + 1).is_multiple_of(every) {
             let found = no_grad(|| self.scores(None).take(nodes, 0).argmax(1));
             let right = found.equal(targets).count_nonzero();
             let accuracy = right as f64 / f64::from(targets.size(0));
