@@ -46,10 +46,11 @@ struct Settings {
     /// At most so many inputs.
     #[option(default = 1000, min = 1, max = 1000000)]
     count: u64,
-    /// Halvings in search of each input's own certified radius; 0: only eps is tried.
+    /// Halvings in search of the largest radius that each input is certified for, within which it is then attacked; 0: eps
+    /// serves for all.
     #[option(default = 0, max = 40)]
     radius_steps: u64,
-    /// Steps of the attack from each start; 0 for none. A certified input is attacked within its certified radius.
+    /// Steps of the attack from each start; 0 for none.
     #[option(default = 20, max = 10000)]
     attack_steps: u64,
     /// Starts of the attack.
@@ -80,7 +81,7 @@ struct Verdict {
     margin: f64,
     /// The largest radius tried that is certified; 0 for none.
     radius: f64,
-    /// Whether an attack within `max(eps, radius)` has changed the class.
+    /// Whether an attack (within `radius` if that was looked for, else within eps) has changed the class.
     flipped: bool,
 }
 
@@ -114,7 +115,9 @@ impl Auditor for Certificate {
             verdicts.extend(self.judge(at as u64, &inputs, &classes));
             for (sum, eps) in verified.iter_mut().zip(&self.settings.curve) {
                 let eps = Tensor::scalar(*eps);
-                *sum += no_grad(|| self.margins(&inputs, &eps, &classes)).greater(0.0).count_nonzero();
+                *sum += no_grad(|| self.margins(&inputs, &eps, &classes))
+                    .greater(0.0)
+                    .count_nonzero();
             }
         }
         self.report(&verdicts, &verified)
@@ -136,7 +139,9 @@ impl Certificate {
             }
             let fields = ["inputs", "targets"];
             let stream = Stream::open("test", &fields, BATCH, Sampling::Sequential, &[0]);
-            while left > 0 && let Some(batch) = stream.next_in_epoch() {
+            while left > 0
+                && let Some(batch) = stream.next_in_epoch()
+            {
                 let take = left.min(batch.count().into());
                 let some = |t: &Tensor| t.slice(0, 0, take as i32);
                 batches.push((some(batch.inputs()), some(batch.targets())));
@@ -174,14 +179,20 @@ impl Certificate {
         no_grad(|| {
             for _ in 0..self.settings.radius_steps {
                 let middle = (&known + &open) * 0.5;
-                let held = self.margins(inputs, &along(&middle, inputs), classes).greater(0.0);
+                let held = self
+                    .margins(inputs, &along(&middle, inputs), classes)
+                    .greater(0.0);
                 known = held.where_(&middle, &known);
                 open = held.where_(&open, &middle);
             }
         });
         let clean = no_grad(|| self.network.forward(inputs, Mode::Eval).0.argmax(-1));
         let right = clean.equal(classes).to_list();
-        let flipped = self.attack(at, inputs, &known.maximum(&eps), classes);
+        let attacked = match self.settings.radius_steps {
+            0 => &eps,
+            _ => &known,
+        };
+        let flipped = self.attack(at, inputs, attacked, classes);
         let (margins, radii) = (margins.to_list(), known.to_list());
         (0..n as usize)
             .map(|i| Verdict {
@@ -220,7 +231,10 @@ impl Certificate {
                 let leaf = x.requires_grad();
                 let (logits, _) = self.network.forward(&leaf, Mode::Eval);
                 let same = logits.argmax(-1).equal(classes).to_list();
-                flipped.iter_mut().zip(same).for_each(|(flipped, same)| *flipped |= same == 0.0);
+                flipped
+                    .iter_mut()
+                    .zip(same)
+                    .for_each(|(flipped, same)| *flipped |= same == 0.0);
                 if step == steps {
                     break;
                 }
@@ -244,35 +258,52 @@ impl Certificate {
         let count = |which: &dyn Fn(&Verdict) -> bool| verdicts.iter().filter(|v| which(v)).count();
         let error = |right: usize| 1.0 - right as f64 / n as f64;
         let certified = count(&|v| v.margin > 0.0);
-        let broken = count(&|v| v.margin > 0.0 && v.flipped);
-        let attacked = settings.attack_steps > 0;
+        let (own_radius, attacked) = (settings.radius_steps > 0, settings.attack_steps > 0);
+        let held = |v: &Verdict| {
+            if own_radius {
+                v.radius > 0.0
+            } else {
+                v.margin > 0.0
+            }
+        };
+        let broken = count(&|v| held(v) && v.flipped);
         let mut note = format!(
             "{certified} of {n} inputs keep their class within {}, whatever the rounding",
             settings.eps
         );
         note += &match (attacked, broken) {
             (false, _) => ".".to_string(),
-            (true, 0) => "; the attack has changed none of them.".to_string(),
-            (true, broken) => format!("; but the attack has changed {broken} of them: the bounds are wrong."),
+            (true, 0) => format!(
+                "; the attack has changed none of the {} certified.",
+                count(&held)
+            ),
+            (true, _) => format!(
+                "; but the attack has changed {broken} certified ones: the bounds are wrong."
+            ),
         };
         let mut report = Report::new(note)
             .number("clean-error", error(count(&|v| v.right)))
-            .number("verified-error", error(certified))
-            .number("certified", certified as f64);
-        if attacked {
-            let withstood = count(&|v| v.right && !v.flipped);
+            .number("verified-error", error(certified));
+        if own_radius {
+            let radii = verdicts.iter().map(|v| v.radius);
             report = report
-                .number("attack-error", error(withstood))
+                .number("with-a-radius", count(&|v| v.radius > 0.0) as f64)
+                .number("mean-radius", radii.sum::<f64>() / n as f64);
+        }
+        if attacked && !own_radius {
+            let withstood = count(&|v| v.right && !v.flipped);
+            report = report.number("attack-error", error(withstood));
+        }
+        if attacked {
+            report = report
                 .number("certified-and-flipped", broken as f64)
                 .flag(broken > 0);
         }
-        if settings.radius_steps > 0 {
-            let mean = verdicts.iter().map(|v| v.radius).sum::<f64>() / n as f64;
-            report = report.number("mean-radius", mean);
-        }
         if !settings.curve.is_empty() {
             let rows = settings.curve.iter().zip(verified);
-            let rows = rows.map(|(eps, &right)| vec![*eps, error(right as usize)]).collect();
+            let rows = rows
+                .map(|(eps, &right)| vec![*eps, error(right as usize)])
+                .collect();
             report = report.table("verified-error", &["eps", "verified-error"], rows);
         }
         report
