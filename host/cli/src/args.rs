@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 pub mod exit {
     /// Everything went well.
     pub const OK: u8 = 0;
-    /// The run began and failed.
+    /// The run began and failed, or its repetition is another.
     pub const FAILED: u8 = 1;
     /// The input was wrong: arguments, run file, registry, data, component.
     pub const WRONG_INPUT: u8 = 2;
@@ -45,6 +45,9 @@ pub struct Args {
 pub enum Command {
     /// Train, prune and measure as a run file says
     Run(Run),
+    /// Repeat a run from its lock and say whether it comes out the same, to the last bit
+    #[command(after_help = EXIT_CODES)]
+    Verify(Verify),
     /// See which plugins there are and what each may do
     #[command(after_help = EXIT_CODES)]
     Plugin(Plugin),
@@ -104,6 +107,26 @@ pub struct Run {
     /// Refuse to run anything but what espalier.lock beside the run file says
     #[arg(long)]
     pub locked: bool,
+}
+
+/// Repeat a run from its lock.
+#[derive(Debug, clap::Args)]
+pub struct Verify {
+    /// The run's folder
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Keep the repetition in this new folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Write the verdict to standard output as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The registry [default: registry.toml in the current folder or above it]
+    #[arg(long, value_name = "FILE")]
+    pub registry: Option<PathBuf>,
+    /// The trust policy [default: trust.toml beside the registry and in ~/.config/espalier]
+    #[arg(long, value_name = "FILE")]
+    pub trust: Option<PathBuf>,
 }
 
 /// See which plugins there are and what each may do.

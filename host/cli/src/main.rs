@@ -7,6 +7,7 @@ mod output;
 mod plugin;
 mod profile;
 mod run;
+mod verify;
 mod view;
 
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     let args = args::Args::parse();
     match args.command {
         args::Command::Run(args) => run::command(args),
+        args::Command::Verify(args) => verify::command(args),
         args::Command::Plugin(args) => plugin::command(args),
         args::Command::Completions { shell } => completions::command(shell),
         args::Command::Key(args) => key::command(args),

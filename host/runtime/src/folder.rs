@@ -1,4 +1,4 @@
-//! The folder of a run: `lock.toml`, `metrics.jsonl`, `log.txt`, `checkpoints/`.
+//! The folder of a run: `lock.toml`, `metrics.jsonl`, `log.txt`, `checkpoints/`, and `result.json` at its end.
 //!
 //! The lock is written before the first step and never again. Metrics and log grow line by line; a resumed run cuts
 //! the metrics back to where its checkpoint stood, so that every step stands there once.
@@ -38,6 +38,29 @@ pub struct LockedPlugin {
     pub sha256: String,
     /// All options, defaults included.
     pub options: BTreeMap<String, OptionValue>,
+}
+
+/// The file that a run writes when it has come to its end: steps, seconds and final metrics.
+pub const FINISHED: &str = "result.json";
+
+impl Lock {
+    /// The lock in a run's folder.
+    ///
+    /// # Errors
+    /// No such file, or one that can't be read.
+    pub fn of_run(folder: &Path) -> Result<Lock, Diagnostic> {
+        let file = folder.join("lock.toml");
+        let text = std::fs::read_to_string(&file).map_err(|error| {
+            Diagnostic::new(format!("`{}` is not the folder of a run", folder.display()))
+                .because(&error)
+                .expected("a folder with lock.toml, as `espalier run` makes it")
+        })?;
+        toml::from_str(&text).map_err(|error| {
+            Diagnostic::new(format!("`{}` could not be read", file.display()))
+                .detail("because", error.message().to_string())
+                .help("it was written by another version of Espalier, or changed by hand")
+        })
+    }
 }
 
 /// An open run folder.
@@ -128,18 +151,7 @@ impl RunFolder {
 
     /// Opens the folder of a run to go on with, and checks that it is this run.
     pub fn open(path: &Path, lock: &Lock) -> Result<RunFolder, Diagnostic> {
-        let file = path.join("lock.toml");
-        let text = std::fs::read_to_string(&file).map_err(|error| {
-            Diagnostic::new(format!("`{}` is not the folder of a run", path.display()))
-                .at("--resume")
-                .because(&error)
-                .expected("a folder with lock.toml, as `espalier run` makes it")
-        })?;
-        let before: Lock = toml::from_str(&text).map_err(|error| {
-            Diagnostic::new(format!("`{}` could not be read", file.display()))
-                .detail("because", error.message().to_string())
-                .help("it was written by another version of Espalier, or changed by hand")
-        })?;
+        let before = Lock::of_run(path).map_err(|error| error.at("--resume"))?;
         same(path, &before, lock)?;
         Self::files(path.to_path_buf())
     }
@@ -286,8 +298,23 @@ impl RunFolder {
             Event::Warning { text, .. } => {
                 writeln!(log, "warning: {whose}{text}")
             }
-            Event::Finished(_) | Event::Interrupted { .. } | Event::Failed { .. } => {
-                self.metrics.flush().and_then(|()| log.flush())
+            Event::Finished(finished) => {
+                metrics_file
+                    .flush()
+                    .and_then(|()| log.flush())
+                    .and_then(|()| {
+                        let result = serde_json::json!({
+                            "steps": finished.steps,
+                            "seconds": finished.seconds,
+                            "metrics": finished.metrics,
+                        });
+                        let (file, whole) = (path.join(FINISHED), path.join("result.json.tmp"));
+                        std::fs::write(&whole, serde_json::to_string_pretty(&result)? + "\n")?;
+                        std::fs::rename(&whole, &file)
+                    })
+            }
+            Event::Interrupted { .. } | Event::Failed { .. } => {
+                metrics_file.flush().and_then(|()| log.flush())
             }
             _ => Ok(()),
         };

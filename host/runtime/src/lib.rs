@@ -28,6 +28,7 @@ pub mod runfile;
 pub mod search;
 pub mod store;
 pub mod trust;
+pub mod verify;
 
 // The generated bindings name a crate `tracing` where they say which function of the interface is called. The
 // profile listens there; the crate itself would bring a subscriber for every program that embeds this one.
