@@ -55,7 +55,7 @@ __all__ = [
 
 # Which interfaces a component imports follows from its world; a normaliser has no tensors, for example.
 _INTERFACES = [
-    "autograd", "capture", "control", "data", "data_publish", "log", "model", "model_adopt", "optim", "parameters",
+    "autograd", "capture", "control", "data", "data_publish", "fft", "log", "model", "model_adopt", "optim", "parameters",
     "random", "random_tensors", "rewards", "rollouts", "run", "tensors",
 ]
 for _name in _INTERFACES:

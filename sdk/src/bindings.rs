@@ -15,6 +15,7 @@ pub mod host {
             import espalier:plugin/tensors@0.1.0;
             import espalier:plugin/autograd@0.1.0;
             import espalier:plugin/random-tensors@0.1.0;
+            import espalier:plugin/fft@0.1.0;
             import espalier:plugin/parameters@0.1.0;
             import espalier:plugin/optim@0.1.0;
             import espalier:plugin/capture@0.1.0;

@@ -22,6 +22,7 @@ pub mod capture;
 pub mod control;
 pub mod data;
 mod export;
+pub mod fft;
 #[doc(hidden)]
 #[allow(missing_docs)]
 pub mod guest;

@@ -52,6 +52,7 @@ pub fn granted(slot: Slot) -> &'static [&'static str] {
             "tensors",
             "autograd",
             "random-tensors",
+            "fft",
             "parameters",
             "optim",
             "capture",
@@ -70,12 +71,13 @@ pub fn granted(slot: Slot) -> &'static [&'static str] {
             "model",
         ],
         Slot::Environment | Slot::Normalizer => &[],
-        Slot::Architecture => &["tensors", "autograd", "random-tensors", "parameters"],
+        Slot::Architecture => &["tensors", "autograd", "random-tensors", "fft", "parameters"],
         Slot::Tuner => &["tensors", "autograd", "random-tensors"],
         Slot::Auditor => &[
             "tensors",
             "autograd",
             "random-tensors",
+            "fft",
             "parameters",
             "optim",
             "data",
@@ -96,10 +98,11 @@ pub fn granted(slot: Slot) -> &'static [&'static str] {
 }
 
 /// Every interface that some slot is granted, or will be: those a listing can say "no" to.
-pub const CAPABILITIES: [&str; 11] = [
+pub const CAPABILITIES: [&str; 12] = [
     "tensors",
     "autograd",
     "random-tensors",
+    "fft",
     "parameters",
     "optim",
     "capture",

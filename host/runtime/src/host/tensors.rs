@@ -1,4 +1,4 @@
-//! Interfaces `tensors`, `autograd`, `random` and `random-tensors`: handles in, engine, handle out.
+//! Interfaces `tensors`, `autograd`, `random`, `random-tensors` and `fft`: handles in, engine, handle out.
 
 use espalier_tensor::{DType, Operand as HostOperand, Tensor, autograd, ops, random};
 use wasmtime::Result;
@@ -7,7 +7,7 @@ use wasmtime::component::Resource;
 use super::bindings::rep;
 use super::bindings::trainer::espalier::plugin::tensors::{Dtype, Host, HostTensor, Operand, Pair};
 use super::bindings::trainer::espalier::plugin::{
-    autograd as wit_autograd, random as wit_random, random_tensors,
+    autograd as wit_autograd, fft, random as wit_random, random_tensors,
 };
 use super::guest::{Guest, misuse};
 
@@ -504,6 +504,20 @@ impl random_tensors::Host for Guest {
     fn normal(&mut self, key: Vec<u64>, shape: Vec<u32>, d: Dtype) -> Result<Handle> {
         self.in_time()?;
         let y = random::normal(&self.key(&key)?, &sizes(&shape), dtype(d));
+        self.put(y)
+    }
+}
+
+impl fft::Host for Guest {
+    fn rfft(&mut self, t: Handle, axis: i32) -> Result<Handle> {
+        self.in_time()?;
+        let y = ops::rfft(self.tensor(&t)?, axis as isize);
+        self.put(y)
+    }
+
+    fn irfft(&mut self, t: Handle, n: u32, axis: i32) -> Result<Handle> {
+        self.in_time()?;
+        let y = ops::irfft(self.tensor(&t)?, n as usize, axis as isize);
         self.put(y)
     }
 }

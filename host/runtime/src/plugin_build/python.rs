@@ -34,12 +34,13 @@ macro_rules! interface {
 }
 
 /// The files of `wit/`.
-const INTERFACE: [(&str, &str); 16] = interface![
+const INTERFACE: [(&str, &str); 17] = interface![
     "architecture.wit",
     "auditing.wit",
     "autograd.wit",
     "capture.wit",
     "data.wit",
+    "fft.wit",
     "log.wit",
     "model.wit",
     "parameters.wit",
