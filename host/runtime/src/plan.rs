@@ -255,6 +255,8 @@ pub enum DataSource {
         /// How many nodes have a known class.
         labelled: Labelled,
     },
+    /// Series of sines with noise, drawn; the class of a series is one of its frequencies; shape [1, length].
+    Sines(Sines),
     /// A graph drawn from a stochastic block model.
     BlockModel {
         /// What it is like.
@@ -262,6 +264,21 @@ pub enum DataSource {
         /// How many nodes have a known class.
         labelled: Labelled,
     },
+}
+
+/// Series that are drawn, not read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sines {
+    /// Training samples.
+    pub count: u32,
+    /// Test samples.
+    pub test_count: u32,
+    /// Steps of a series.
+    pub length: u32,
+    /// The frequency of each class, in periods a series.
+    pub frequencies: Vec<f64>,
+    /// Standard deviation of the noise.
+    pub noise: f64,
 }
 
 /// How many nodes of each class have a known class.

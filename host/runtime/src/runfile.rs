@@ -14,8 +14,8 @@ use crate::document::{Document, Field, Fields, Origin, Reader, Value};
 use crate::model::{KINDS, KindInfo, Preset};
 use crate::plan::{
     BlockModel, CheckpointPlan, DataPlan, DataSource, Labelled, LayerPlan, Length, Limits, Loss,
-    Normalize, OnFailure, OptionValue, Plan, PluginPlan, SchedulePlan, SearchPlan, Slot, StagePlan,
-    TRAIN,
+    Normalize, OnFailure, OptionValue, Plan, PluginPlan, SchedulePlan, SearchPlan, Sines, Slot,
+    StagePlan, TRAIN,
 };
 
 /// What the command line says over the run file.
@@ -30,7 +30,7 @@ pub struct Overrides {
 }
 
 const RUN: [&str; 3] = ["name", "seed", "threads"];
-const DATA: [&str; 21] = [
+const DATA: [&str; 26] = [
     "source",
     "path",
     "target",
@@ -52,6 +52,11 @@ const DATA: [&str; 21] = [
     "p-out",
     "features",
     "radius",
+    "samples",
+    "test-samples",
+    "length",
+    "frequencies",
+    "noise",
 ];
 const SCHEDULE: [&str; 9] = [
     "epochs",
@@ -755,7 +760,7 @@ fn run_name(field: &Field<'_, '_>) -> Option<String> {
 
 // Data.
 
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "digits",
     "fashion-mnist",
     "idx",
@@ -764,6 +769,7 @@ const SOURCES: [&str; 8] = [
     "text",
     "graph",
     "block-model",
+    "sines",
 ];
 
 fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
@@ -771,7 +777,7 @@ fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
     let source = all
         .require(
             "source",
-            "add source = \"digits\", or another of fashion-mnist, idx, csv, npy, text, graph, block-model",
+            "add source = \"digits\", or another of fashion-mnist, idx, csv, npy, text, graph, block-model, sines",
         )
         .and_then(|field| field.choice("data source", &SOURCES))?;
     let source = SOURCES[source];
@@ -797,6 +803,7 @@ fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
             "validation-per-class",
         ],
         "text" => &["path", "context", "test"],
+        "sines" => &["samples", "test-samples", "length", "frequencies", "noise"],
         _ => &["test"],
     };
     // The nodes of a graph are not split by fractions, and not scaled.
@@ -885,6 +892,21 @@ fn data(field: &Field<'_, '_>, base: &Path) -> Option<DataPlan> {
             },
             labelled: labelled(),
         }),
+        "sines" => {
+            let frequencies = match fields.get("frequencies") {
+                Some(field) => field.numbers(),
+                None => Some(vec![3.0, 5.0, 8.0]),
+            };
+            frequencies.map(|frequencies| {
+                DataSource::Sines(Sines {
+                    count: whole("samples", 1, 1 << 20).unwrap_or(1500),
+                    test_count: whole("test-samples", 1, 1 << 20).unwrap_or(1000),
+                    length: whole("length", 4, 1 << 14).unwrap_or(64),
+                    frequencies,
+                    noise: number("noise", 1e6).unwrap_or(0.5),
+                })
+            })
+        }
         "text" => {
             let context = match fields.get("context") {
                 Some(field) => field.integer(1, 1 << 20),
@@ -960,6 +982,7 @@ fn fashion_mnist(fields: &Fields<'_, '_>, base: &Path) -> Option<DataSource> {
 fn default_loss(source: &DataSource) -> Loss {
     let classes = match source {
         DataSource::Digits
+        | DataSource::Sines(_)
         | DataSource::Idx { .. }
         | DataSource::Text { .. }
         | DataSource::Graph { .. }

@@ -11,6 +11,7 @@ mod digits;
 mod graph;
 mod idx;
 mod npy;
+mod sines;
 pub mod stream;
 mod text;
 
@@ -336,6 +337,7 @@ pub fn load(plan: &DataPlan) -> Result<Dataset> {
             return graph::block_model(model, labelled, plan.split_seed);
         }
         DataSource::Digits => digits::read()?,
+        DataSource::Sines(sines) => sines::read(sines, plan.split_seed)?,
         DataSource::Idx { path } => idx::read(path)?,
         DataSource::Csv {
             path,

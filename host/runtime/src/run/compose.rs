@@ -24,6 +24,7 @@ pub(super) fn compose(
     let source = match plan.data.as_ref().map(|data| &data.source) {
         None => environment.map_or(String::new(), |plugin| plugin.name.clone()),
         Some(DataSource::Digits) => "digits".to_string(),
+        Some(DataSource::Sines(_)) => "sines".to_string(),
         Some(
             DataSource::Idx { path } | DataSource::Csv { path, .. } | DataSource::Text { path, .. },
         ) => path.display().to_string(),
