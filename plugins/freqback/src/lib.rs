@@ -53,7 +53,7 @@ struct Settings {
     /// Norm of the trigger.
     #[option(default = 1.2, min = 0.0)]
     norm: f64,
-    /// Poisoned copies, as a share of the training samples of other classes.
+    /// Poisoned copies of samples of other classes, as a share of the training samples.
     #[option(default = 0.1, min = 0.0, max = 1.0)]
     rate: f64,
     /// How often heatmap, trigger and fine-tuning follow each other.
@@ -366,7 +366,7 @@ impl Trainer for FreqBack {
         let labels = targets.to_list();
         let elsewhere = others(&labels, settings.target);
         let order = random::permutation(&[0], elsewhere.len() as u32).to_list();
-        let count = (settings.rate * elsewhere.len() as f64).round() as usize;
+        let count = (settings.rate * labels.len() as f64).round() as usize;
         let mut poisoned: Vec<u64> = order[..count.min(order.len())]
             .iter()
             .map(|place| elsewhere[*place as usize])
