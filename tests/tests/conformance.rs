@@ -224,6 +224,29 @@ fn faults_of_environments_are_found() {
 }
 
 #[test]
+fn faults_of_tuners_are_found() {
+    finds(
+        "faulty-tuner",
+        &[
+            ("forgets-a-member", &["domains"]),
+            ("leaves-the-domain", &["domains"]),
+            ("makes-knobs-up", &["domains"]),
+            ("copies-itself", &["changes"]),
+            ("changes-the-ended", &["changes"]),
+            ("copies-the-scoreless", &["scoreless"]),
+            ("panics-without-scores", &["scoreless"]),
+            ("panics-on-ties", &["ties"]),
+            ("unsaved", &["resume"]),
+            ("leaks-memory", &["leaks"]),
+            ("panics-alone", &["tiny"]),
+            ("panics-on-nothing", &["empty"]),
+            ("never-ends", &["ends"]),
+            ("panics-always", &["ordinary"]),
+        ],
+    );
+}
+
+#[test]
 fn the_report_says_what_was_done_expected_and_found_and_the_exit_code_is_1() {
     let folder = std::env::temp_dir().join(format!("espalier-{}-conformance", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();

@@ -54,6 +54,11 @@ laws! {
     SOLUTIONS "solutions" "finds its own solutions right",
     KEYED "keyed" "begins and goes on by the key and the actions alone",
     EPISODES "episodes" "ends or cuts off every episode within the declared number of steps",
+
+    DOMAINS "domains" "proposes knobs for each member, and sets only those that there are, within their domains",
+    CHANGES "changes" "changes only members that there are and have not ended, each once, and copies none from itself",
+    SCORELESS "scoreless" "goes on where members have no score, and copies none of them while another has one",
+    TIES "ties" "answers equal scores by a rule, the same each time",
 }
 
 /// The laws of a world, in the order in which they are judged and shown.
@@ -68,7 +73,7 @@ pub fn laws_of(world: World) -> Vec<Law> {
         World::Tasks => &[SPEC, PROMPTS, VERDICTS, BOUNDED, SOLUTIONS],
         World::Mdp => &[SPEC, KEYED, BOUNDED, EPISODES],
         World::Architecture => &[],
-        World::Tuner => &[],
+        World::Tuner => &[DOMAINS, CHANGES, SCORELESS, TIES],
         World::Auditor => &[],
         World::Transform => &[],
         World::Searcher => &[],

@@ -18,6 +18,7 @@ mod setup;
 mod tasks;
 mod toy;
 mod trainer;
+mod tuner;
 mod world;
 
 use std::time::Instant;
@@ -131,11 +132,8 @@ pub fn check(source: &str, bytes: &[u8], setup: &Setup) -> Result<Report, Diagno
         World::Pruner => pruner::examine(&mut exam, &Bench::new()?),
         World::Tasks => tasks::examine(&mut exam),
         World::Mdp => world::examine(&mut exam),
-        World::Architecture
-        | World::Tuner
-        | World::Auditor
-        | World::Transform
-        | World::Searcher => {}
+        World::Tuner => tuner::examine(&mut exam),
+        World::Architecture | World::Auditor | World::Transform | World::Searcher => {}
     }
     Ok(Report {
         plugin: about.0,
