@@ -25,6 +25,7 @@ const ROADS: [(&str, &[&str]); 6] = [
         &["schedule.steps=2", "trainer.with.warm-up-steps=2"],
     ),
     ("environment-mdp", &["schedule.steps=2"]),
+    ("tuner", &["schedule.epochs=2"]),
 ];
 
 /// A folder outside the repository, removed with this value.

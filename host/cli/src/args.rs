@@ -244,6 +244,8 @@ pub enum NewSlot {
     /// A world to act in
     #[value(alias = "mdp")]
     EnvironmentMdp,
+    /// Which hyperparameters come next, for one run or a population
+    Tuner,
 }
 
 impl NewSlot {
@@ -254,6 +256,7 @@ impl NewSlot {
             NewSlot::Pruner => "pruner",
             NewSlot::Normalizer | NewSlot::NormalizerTracking => "normalizer",
             NewSlot::EnvironmentTasks | NewSlot::EnvironmentMdp => "environment",
+            NewSlot::Tuner => "tuner",
         }
     }
 }

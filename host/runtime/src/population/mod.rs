@@ -73,7 +73,12 @@ pub(crate) fn execute(
         .help("remove [tuner] and profile one run"));
     }
     let split = compared_on(plan, population)?;
-    let space = space::check(plan, population, &parts[0])?;
+    let trainer = parts.iter().find(|part| part.slot() == Slot::Trainer);
+    let trainer = trainer.ok_or_else(|| {
+        Diagnostic::new("a population needs a trainer: its members train")
+            .help("add a [trainer], or remove [tuner]")
+    })?;
+    let space = space::check(plan, population, trainer)?;
     let pool = Pool::new(1)
         .map_err(|error| Diagnostic::new("the threads could not be started").because(&error))?;
     pool.install(|| {

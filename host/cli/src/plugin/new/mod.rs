@@ -115,7 +115,7 @@ fn named(name: &str) -> Result<(), Diagnostic> {
 fn beside(slot: NewSlot) -> Vec<&'static Company> {
     let names: &[&str] = match slot {
         NewSlot::Trainer => &[],
-        NewSlot::Pruner => &["backprop"],
+        NewSlot::Pruner | NewSlot::Tuner => &["backprop"],
         NewSlot::Normalizer | NewSlot::NormalizerTracking => {
             &["policy-gradient", "modular-arithmetic"]
         }
@@ -249,6 +249,7 @@ fn summary(args: &New) -> String {
         NewSlot::Normalizer | NewSlot::NormalizerTracking => "Normaliser",
         NewSlot::EnvironmentTasks => "Environment with tasks",
         NewSlot::EnvironmentMdp => "Environment to act in",
+        NewSlot::Tuner => "Tuner",
     };
     format!("{slot}: what {} does, in one line", args.name)
 }
@@ -294,6 +295,16 @@ steps-per-epoch = 20
             "Handwritten digits, two layers, pruned while they are trained.",
             format!(
                 "{digits}\n[trainer]\nplugin = \"backprop\"\nwith = {{ lr = 0.1, momentum = 0.9 }}\n\n[pruner]\nplugin = \"{name}\"\nwith = {{ sparsity = 0.8 }}\n"
+            ),
+        ),
+        NewSlot::Tuner => (
+            "Handwritten digits, four networks side by side whose learning rates are tuned as they train.",
+            format!(
+                "{}\n[trainer]\nplugin = \"backprop\"\nwith = {{ momentum = 0.9 }}\n\n[tuner]\nplugin = \"{name}\"\nmembers = 4\n\n[tuner.space]\n\"trainer.lr\" = {{ low = 1e-4, high = 1.0, log = true }}\n",
+                digits.replace(
+                    "source = \"digits\"\n",
+                    "source = \"digits\"\nvalidation = 0.2\n"
+                )
             ),
         ),
         NewSlot::Normalizer | NewSlot::NormalizerTracking => (

@@ -29,6 +29,8 @@ fn source(slot: NewSlot, template: Template) -> &'static str {
         (NewSlot::EnvironmentTasks, Template::Example) => template!("environment-tasks-example"),
         (NewSlot::EnvironmentMdp, Template::Blank) => template!("environment-mdp-blank"),
         (NewSlot::EnvironmentMdp, Template::Example) => template!("environment-mdp-example"),
+        (NewSlot::Tuner, Template::Blank) => template!("tuner-blank"),
+        (NewSlot::Tuner, Template::Example) => template!("tuner-example"),
     }
 }
 
