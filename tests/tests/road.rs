@@ -9,7 +9,7 @@ use std::time::Instant;
 use espalier_tests::{espalier, workspace};
 
 /// The worlds, and what makes the run of each short.
-const ROADS: [(&str, &[&str]); 6] = [
+const ROADS: &[(&str, &[&str])] = &[
     ("trainer", &["schedule.epochs=1", "data.train-limit=128"]),
     ("pruner", &["schedule.epochs=1", "data.train-limit=128"]),
     (
@@ -75,7 +75,7 @@ impl Drop for Away {
 fn from_new_to_run_for_every_slot_and_template() {
     let away = Away::new("road");
     let home = away.0.clone();
-    for (slot, sets) in ROADS {
+    for (slot, sets) in ROADS.iter().copied() {
         for template in ["blank", "example"] {
             let name = format!("my-{slot}-{template}");
             let began = Instant::now();
