@@ -168,7 +168,9 @@ pub(crate) fn unfit(space: &[KnobInfo], knobs: &[(String, Value)]) -> Option<Str
         if knobs[..place].iter().any(|(other, _)| other == name) {
             return Some(format!("the knob `{name}` is set twice"));
         }
-        if !holds(&knob.domain, value) {
+        // The run file's own value may lie outside, and whoever copies a member's knobs gives it back.
+        let default = option_value(knob.default.clone());
+        if !holds(&knob.domain, value) && option_value(value.clone()) != default {
             let shown = options::show(&option_value(value.clone()));
             return Some(format!(
                 "`{name}` cannot be {shown}: it is {}",
