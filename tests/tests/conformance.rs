@@ -131,6 +131,28 @@ fn faults_of_normalizers_are_found() {
 }
 
 #[test]
+fn faults_of_architectures_are_found() {
+    finds(
+        "faulty-architecture",
+        &[
+            ("counts-builds", &["builds"]),
+            ("skips-ahead", &["ranges"]),
+            ("mixes-samples", &["rows"]),
+            // It counts its passes, so it also goes on in another way after a resume.
+            (
+                "drops-in-eval",
+                &["resume", "ranges", "rows", "modes", "overrides"],
+            ),
+            ("detaches-weights", &["reaches", "overrides"]),
+            ("remembers-weights", &["resume", "overrides"]),
+            ("moves-in-eval", &["ordinary"]),
+            ("other-shape", &["ordinary"]),
+            ("keeps-tensors", &["leaks"]),
+        ],
+    );
+}
+
+#[test]
 fn faults_of_options_are_found() {
     let report = faulty("faulty-options", "");
     let broken: Vec<&str> = report.broken().map(|(law, _)| law).collect();

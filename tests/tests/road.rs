@@ -26,6 +26,10 @@ const ROADS: &[(&str, &[&str])] = &[
     ),
     ("environment-mdp", &["schedule.steps=2"]),
     ("tuner", &["schedule.epochs=2"]),
+    (
+        "architecture",
+        &["schedule.epochs=1", "data.train-limit=128"],
+    ),
 ];
 
 /// A folder outside the repository, removed with this value.

@@ -246,6 +246,8 @@ pub enum NewSlot {
     EnvironmentMdp,
     /// Which hyperparameters come next, for one run or a population
     Tuner,
+    /// What a model computes
+    Architecture,
 }
 
 impl NewSlot {
@@ -257,6 +259,7 @@ impl NewSlot {
             NewSlot::Normalizer | NewSlot::NormalizerTracking => "normalizer",
             NewSlot::EnvironmentTasks | NewSlot::EnvironmentMdp => "environment",
             NewSlot::Tuner => "tuner",
+            NewSlot::Architecture => "architecture",
         }
     }
 }

@@ -20,7 +20,7 @@
 
 use espalier_sdk::architecture::{Architecture, Build, Layer, Pass, Weights};
 use espalier_sdk::model::LayerInfo;
-use espalier_sdk::{Dtype, Error, Options, RunInfo, Tensor};
+use espalier_sdk::{Dtype, Error, Mode, Options, RunInfo, Tensor, log};
 
 /// Options under `[architecture.with]`.
 #[derive(Options)]
@@ -40,6 +40,9 @@ struct Settings {
     /// Share of x y that is dropped in training.
     #[option(default = 0.05, min = 0, max = 0.99)]
     dropout: f64,
+    /// Whether each pass in the mode eval reports what share of x and of x y is not 0, layer by layer.
+    #[option(default = false)]
+    report: bool,
 }
 
 const EPSILON: f64 = 1e-5;
@@ -55,6 +58,7 @@ struct Bdh {
     neurons: u32,
     layers: u32,
     dropout: f64,
+    report: bool,
 }
 
 impl Architecture for Bdh {
@@ -75,6 +79,7 @@ impl Architecture for Bdh {
             neurons: (all / settings.heads) as u32,
             layers: settings.layers as u32,
             dropout: settings.dropout,
+            report: settings.report,
         })
     }
 
@@ -135,14 +140,14 @@ impl Architecture for Bdh {
         match layer.kind.as_str() {
             "embedding" => normed(&weights.value("tokens").take(v, 0)),
             "head" => v.linear(&weights.value("head"), None),
-            _ => self.layer(v, weights, pass),
+            _ => self.layer(&layer.name, v, weights, pass),
         }
     }
 }
 
 impl Bdh {
     /// One layer, [b, t, d] to [b, t, d].
-    fn layer(&self, v: &Tensor, weights: &Weights<'_>, pass: &mut Pass) -> Tensor {
+    fn layer(&self, name: &str, v: &Tensor, weights: &Weights<'_>, pass: &mut Pass) -> Tensor {
         let [b, t, _] = v.dims()[..] else {
             panic!("a stream has three axes, this one {:?}", v.shape());
         };
@@ -159,8 +164,12 @@ impl Bdh {
         let y = a
             .matmul(&weights.value("value-encoder").swap_axes(-1, -2))
             .relu();
-        let z = x * y;
+        let z = &x * y;
         pass.offer("z", || z.clone());
+        if self.report && pass.mode() == Mode::Eval {
+            log::metric(&format!("{name}/x-density"), density(&x));
+            log::metric(&format!("{name}/z-density"), density(&z));
+        }
         let z = pass
             .dropout(&z, self.dropout)
             .permute_dims(&[0, 2, 1, 3])
@@ -168,6 +177,11 @@ impl Bdh {
         let u = normed(&z.linear(&weights.value("decoder"), None));
         normed(&(v + u))
     }
+}
+
+/// The share of elements that are not 0.
+fn density(t: &Tensor) -> f64 {
+    t.count_nonzero() as f64 / t.numel().max(1) as f64
 }
 
 /// Mean 0 and variance 1 along the last axis; zeros stay zeros.

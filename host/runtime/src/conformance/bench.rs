@@ -109,6 +109,9 @@ impl Bench {
             std::fs::write(self.folder.join("inputs.npy"), inputs).map_err(problem)?;
             std::fs::write(self.folder.join("targets.npy"), targets).map_err(problem)?;
         }
+        if trial.problem == Problem::Text {
+            std::fs::write(self.folder.join("text.txt"), toy::text(trial.size)).map_err(problem)?;
+        }
         std::fs::write(&file, text).map_err(problem)?;
         let mut plan = runfile::load(&file, &Overrides::default())?;
         plan.seed = exam.setup.seed;
@@ -172,7 +175,11 @@ impl Bench {
             let begun = Runner::new(&plan, &options, parts, &mut observer, shared.clone());
             let mut runner = match begun {
                 Ok(runner) => runner,
-                Err(error) if error.what == format!("plugin `{SUBJECT}` refuses to start") => {
+                Err(error)
+                    if error.what == format!("plugin `{SUBJECT}` refuses to start")
+                        || error.what
+                            == format!("plugin `{SUBJECT}` refuses to build its layers") =>
+                {
                     let words = error.details.first().map(|(_, text)| text.clone());
                     return Err(Halt::Refused(words.unwrap_or_default()));
                 }
@@ -293,6 +300,7 @@ pub(super) fn held(runner: &Runner, slot: Slot) -> Held {
     };
     match slot {
         Slot::Trainer => runner.shared.trainer.borrow().as_ref().map(of),
+        Slot::Architecture => runner.shared.architecture.borrow().as_ref().map(of),
         _ => runner
             .pruners
             .first()

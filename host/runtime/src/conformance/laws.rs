@@ -38,6 +38,13 @@ laws! {
     PURE "pure" "changes nothing when it is asked for its objective or its predictions",
     FROZEN "frozen" "leaves frozen parameters as they are",
 
+    BUILDS "builds" "builds the same layers and initial values each time, from options, samples and seed alone",
+    RANGES "ranges" "gives the same bits when its layers run one by one as when they run at once",
+    ROWS "rows" "gives each sample in the mode `eval` what it gives it alone",
+    MODES "modes" "is the same in every pass in the mode `eval`, and by its key in training; only `train` moves buffers",
+    REACHES "reaches" "lets a gradient reach every trainable parameter",
+    OVERRIDES "overrides" "computes with the parameters that a call gives it, and remembers none",
+
     MASKS "masks" "sets masks of 0 and 1, under which pruned weights are 0 at the end",
     SPARSITY "sparsity" "reaches the sparsity that its option `sparsity` asks for, within one weight",
     ONLY_WEIGHTS "only-weights" "prunes trainable weights only: no bias, norm, embedding or frozen parameter",
@@ -72,7 +79,7 @@ pub fn laws_of(world: World) -> Vec<Law> {
         World::Normalizer | World::NormalizerTracking => &[FINITE, ORDER, CONSTANT],
         World::Tasks => &[SPEC, PROMPTS, VERDICTS, BOUNDED, SOLUTIONS],
         World::Mdp => &[SPEC, KEYED, BOUNDED, EPISODES],
-        World::Architecture => &[],
+        World::Architecture => &[LEARNS, BUILDS, RANGES, ROWS, MODES, REACHES, OVERRIDES],
         World::Tuner => &[DOMAINS, CHANGES, SCORELESS, TIES],
         World::Auditor => &[],
         World::Transform => &[],

@@ -8,6 +8,7 @@
 //! Limit of the promise: a law that holds here holds on these problems. The suite finds what is broken, it does
 //! not show that a method is good.
 
+mod architecture;
 mod bench;
 mod company;
 mod exam;
@@ -133,7 +134,8 @@ pub fn check(source: &str, bytes: &[u8], setup: &Setup) -> Result<Report, Diagno
         World::Tasks => tasks::examine(&mut exam),
         World::Mdp => world::examine(&mut exam),
         World::Tuner => tuner::examine(&mut exam),
-        World::Architecture | World::Auditor | World::Transform | World::Searcher => {}
+        World::Architecture => architecture::examine(&mut exam, &Bench::new()?),
+        World::Auditor | World::Transform | World::Searcher => {}
     }
     Ok(Report {
         plugin: about.0,

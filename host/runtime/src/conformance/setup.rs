@@ -21,15 +21,18 @@ pub enum Problem {
     Tasks,
     /// A world to act in.
     World,
+    /// Texts whose next bytes are to be guessed.
+    Text,
 }
 
 impl Problem {
     /// Every kind, in the order in which a trainer is offered them.
-    pub const ALL: [Problem; 4] = [
+    pub const ALL: [Problem; 5] = [
         Problem::Classes,
         Problem::Values,
         Problem::Tasks,
         Problem::World,
+        Problem::Text,
     ];
 
     /// The problem in words.
@@ -39,6 +42,7 @@ impl Problem {
             Problem::Values => "samples with a number to predict",
             Problem::Tasks => "prompts and verified responses",
             Problem::World => "a world to act in",
+            Problem::Text => "texts whose next bytes are to be guessed",
         }
     }
 }
@@ -117,7 +121,7 @@ impl Setup {
         let wrong = |problem: String| {
             Diagnostic::new(format!("`{shown}` says something that can't be"))
                 .detail("because", problem)
-                .expected("options = { .. }, problem = \"classes\", \"values\", \"tasks\" or \"world\", steps = N, constant-rewards = \"why\"; all may be left out")
+                .expected("options = { .. }, problem = \"classes\", \"values\", \"tasks\", \"world\" or \"text\", steps = N, constant-rewards = \"why\"; all may be left out")
         };
         let written: Written =
             toml::from_str(&text).map_err(|error| wrong(error.message().to_string()))?;

@@ -140,10 +140,27 @@ pub(super) fn samples(problem: Problem, size: Size) -> (Vec<u8>, Vec<u8>) {
     }
 }
 
+/// Letters in turn with some that are not: 96 windows of [`CONTEXT`], or two.
+pub(super) fn text(size: Size) -> Vec<u8> {
+    let windows = match size {
+        Size::Tiny => 2,
+        _ => 96,
+    };
+    let mut draw = Draw::new(12);
+    let letter = |i: usize| match draw.unit() < 0.1 {
+        true => b'z',
+        false => b'a' + (i % 5) as u8,
+    };
+    (0..=windows * CONTEXT).map(letter).collect()
+}
+
+/// Bytes of a window of the toy text.
+const CONTEXT: usize = 8;
+
 /// The run of a trial in words.
 pub(super) fn words(slot: Slot, trial: &Trial) -> String {
     let beside = match slot {
-        Slot::Pruner => ", with the trainer backprop",
+        Slot::Pruner | Slot::Architecture => ", with the trainer backprop",
         _ => "",
     };
     let what = match trial.size {
@@ -244,6 +261,20 @@ targets = "targets.npy"
             );
             (setting, layers)
         }
+        Problem::Text => {
+            let test = match trial.size {
+                Size::Tiny => 0.5,
+                _ => 0.25,
+            };
+            let setting = format!(
+                "\n[data]\nsource = \"text\"\npath = \"text.txt\"\ncontext = {CONTEXT}\ntest = {test}\n"
+            );
+            let layers = format!(
+                "{{ kind = \"embedding\", entries = 256, features = 16{stem} }},\n{}",
+                linear(256, rest)
+            );
+            (setting, layers)
+        }
         Problem::World => {
             let setting = "\n[environment]\nplugin = \"cartpole\"\n".to_string();
             (
@@ -271,9 +302,14 @@ targets = "targets.npy"
         Slot::Pruner => {
             format!("[trainer]\nplugin = \"backprop\"\n[pruner]\nplugin = \"{subject}\"\n")
         }
+        Slot::Architecture => "[trainer]\nplugin = \"backprop\"\n".to_string(),
         _ => format!("[trainer]\nplugin = \"{subject}\"\n"),
     };
+    let model = match slot {
+        Slot::Architecture => format!("[architecture]\nplugin = \"{subject}\"\n"),
+        _ => format!("[model]\nlayers = [\n{layers}]\n"),
+    };
     format!(
-        "{setting}[model]\nlayers = [\n{layers}]\n[schedule]\nsteps = {steps}\nbatch-size = {batch}\n{epoch}{loss}\n{plugins}"
+        "{setting}{model}[schedule]\nsteps = {steps}\nbatch-size = {batch}\n{epoch}{loss}\n{plugins}"
     )
 }

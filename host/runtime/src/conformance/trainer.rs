@@ -81,7 +81,7 @@ fn plain<'a>(exam: &Exam, problem: Problem) -> Run<'a> {
 }
 
 /// A run to its end, and what the plugin held after each step.
-fn watched(exam: &Exam, bench: &Bench, run: &Run) -> Result<(Left, Vec<Held>), Halt> {
+pub(super) fn watched(exam: &Exam, bench: &Bench, run: &Run) -> Result<(Left, Vec<Held>), Halt> {
     let did = toy::words(exam.loaded.slot, run);
     let slot = exam.loaded.slot;
     bench.run(
@@ -313,8 +313,8 @@ fn objective(runner: &Runner, did: &str) -> Result<f64, Stop> {
     Ok(losses.iter().sum::<f64>() / losses.len().max(1) as f64)
 }
 
-fn learns(exam: &mut Exam, bench: &Bench, run: &Run) -> Trial {
-    if !matches!(run.problem, Problem::Classes | Problem::Values) {
+pub(super) fn learns(exam: &mut Exam, bench: &Bench, run: &Run) -> Trial {
+    if matches!(run.problem, Problem::Tasks | Problem::World) {
         return idle("a policy has no objective of samples that must go down");
     }
     let run = Run {
@@ -350,11 +350,12 @@ fn predicts(exam: &mut Exam, bench: &Bench, run: &Run) -> Trial {
         Problem::Tasks => return idle("the host lets the model answer prompts itself"),
         // The runner has measured whole episodes with its predictions.
         Problem::World => return Ok(()),
-        Problem::Classes | Problem::Values => {}
+        Problem::Classes | Problem::Values | Problem::Text => {}
     }
     let tried = bench.run(exam, run, (Path::new(&bench.out()), false), |runner, _| {
         let (loss, classes) = match run.problem {
             Problem::Values => (Loss::Mse, 0),
+            Problem::Text => (Loss::CrossEntropy, 256),
             _ => (Loss::CrossEntropy, toy::CLASSES as u32),
         };
         let mut rows: Vec<Vec<f64>> = Vec::new();

@@ -17,6 +17,14 @@ pub(super) fn build(
     source: &Source,
 ) -> Result<Built, Diagnostic> {
     let name = &part.plan.name;
+    if let Environment::Tasks { .. } = &source.environment {
+        return Err(
+            Diagnostic::new(format!("architecture `{name}` does not generate"))
+                .expected("a model that answers prompts token by token: a list of layers")
+                .found("an environment with tasks")
+                .help("put [model] in the place of [architecture], or [data] in that of [environment]"),
+        );
+    }
     let at = |death: Death| death.diagnostic("before the first step");
     let mut session = new_session(part, shared, info, None, "before the first step")?;
     let outputs = outputs(source);

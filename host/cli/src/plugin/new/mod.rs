@@ -115,7 +115,7 @@ fn named(name: &str) -> Result<(), Diagnostic> {
 fn beside(slot: NewSlot) -> Vec<&'static Company> {
     let names: &[&str] = match slot {
         NewSlot::Trainer => &[],
-        NewSlot::Pruner | NewSlot::Tuner => &["backprop"],
+        NewSlot::Pruner | NewSlot::Architecture | NewSlot::Tuner => &["backprop"],
         NewSlot::Normalizer | NewSlot::NormalizerTracking => {
             &["policy-gradient", "modular-arithmetic"]
         }
@@ -250,6 +250,7 @@ fn summary(args: &New) -> String {
         NewSlot::EnvironmentTasks => "Environment with tasks",
         NewSlot::EnvironmentMdp => "Environment to act in",
         NewSlot::Tuner => "Tuner",
+        NewSlot::Architecture => "Architecture",
     };
     format!("{slot}: what {} does, in one line", args.name)
 }
@@ -311,6 +312,12 @@ steps-per-epoch = 20
             "Sums modulo 10, learned from rewards.",
             format!(
                 "[environment]\nplugin = \"modular-arithmetic\"\nwith = {{ modulus = 10, operands = 10 }}\n\n{transformer}\n{policy}\n[normalizer]\nplugin = \"{name}\"\n"
+            ),
+        ),
+        NewSlot::Architecture => (
+            "Handwritten digits.",
+            format!(
+                "[data]\nsource = \"digits\"\n\n[architecture]\nplugin = \"{name}\"\n\n[schedule]\nepochs = 5\nbatch-size = 64\n\n[trainer]\nplugin = \"backprop\"\nwith = {{ lr = 0.1, momentum = 0.9 }}\n"
             ),
         ),
         NewSlot::EnvironmentTasks => (
@@ -417,7 +424,13 @@ fn type_name(name: &str) -> String {
         "Vec",
         "Writer",
     ];
-    const ALSO: [&str; 12] = [
+    const ALSO: [&str; 18] = [
+        "Architecture",
+        "Build",
+        "Dtype",
+        "Layer",
+        "LayerInfo",
+        "Pass",
         "TaskSpec",
         "Tasks",
         "TrackingNormalizer",
