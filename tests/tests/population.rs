@@ -287,21 +287,23 @@ with = { explore = "none" }
 
 #[test]
 fn recorded_steps_follow_the_knobs() {
+    // Dropout at the rate 0 is recorded as nothing at all: the step is no longer the recorded one when the rate rises.
     let file = |capture: bool| {
         format!(
             r#"
 {MODEL}
 [schedule]
-epochs = 6
+epochs = 8
 [trainer]
 plugin = "backprop"
 with = {{ capture = {capture} }}
 [tuner]
 plugin = "pbt"
-members = 3
+members = 4
+with = {{ explore = "add", deviation = 0.4, fraction = 0.5 }}
 [tuner.space]
-"trainer.lr" = {{ low = 1e-3, high = 0.3, log = true }}
-"trainer.weight-decay" = {{ low = 1e-4, high = 1e-1, log = true }}
+"trainer.lr" = {{ low = 1e-3, high = 0.05, log = true }}
+"trainer.weight-decay" = {{ low = 1e-4, high = 1e-2, log = true }}
 "model.drop.rate" = {{ low = 0.0, high = 0.6 }}
 "#
         )
@@ -310,10 +312,41 @@ members = 3
     let (plain, _) = lab.finish("plain", &file(false), &[]);
     let (captured, _) = lab.finish("captured", &file(true), &[]);
     assert_eq!(plain.metrics, captured.metrics);
-    assert_eq!(
-        losses(&lab.out("plain"), 3),
-        losses(&lab.out("captured"), 3)
-    );
+    let lines = |name: &str| std::fs::read_to_string(lab.out(name).join("schedule.jsonl")).unwrap();
+    assert_eq!(lines("plain"), lines("captured"));
+    let mut rates = vec![Vec::new(); 4];
+    for line in lines("plain").lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let rate = line["knobs"]["model.drop.rate"].as_f64().unwrap();
+        rates[line["member"].as_u64().unwrap() as usize].push(rate);
+    }
+    let rises = |rates: &Vec<f64>| rates.windows(2).any(|w| w[0] == 0.0 && w[1] > 0.0);
+    assert!(rates.iter().any(rises), "{rates:?}");
+}
+
+#[test]
+fn the_example_of_certified_training_is_tuned_and_audited() {
+    let file = std::fs::read_to_string(workspace().join("examples/ibp-fast-pbt.toml")).unwrap();
+    let lab = Lab::new("population-ibp");
+    let small = [
+        ("schedule.epochs", "4"),
+        ("tuner.members", "3"),
+        ("data.train-limit", "300"),
+        ("auditor.with.attack-steps", "3"),
+    ];
+    let (finished, events) = lab.finish("run", &file, &small);
+    assert!(finished.metrics["test/accuracy"] > 0.5);
+    let audits: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Audited(audit) => Some(audit),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(audits.len(), 1, "the best member alone");
+    assert_eq!(audits[0].flagged, Some(false), "{audits:?}");
+    assert!(lab.out("run").join("audit-ibp-certificate.json").exists());
+    assert_eq!(schedule(&events).rows.len(), 2);
 }
 
 #[test]

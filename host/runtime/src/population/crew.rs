@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use espalier_tensor::threads::Pool;
 
+use crate::data::Dataset;
 use crate::diagnostic::Diagnostic;
 use crate::events::{Ending, Event, Finished, Observer, PluginCounters};
 use crate::host::state::{RunState, Shared};
@@ -24,6 +25,8 @@ pub(super) struct Setup {
     pub(super) options: RunOptions,
     /// The split that members are compared on.
     pub(super) split: String,
+    /// The data, loaded once for all; nothing where there is an environment.
+    pub(super) data: Dataset,
 }
 
 /// What a member is asked to do.
@@ -263,9 +266,13 @@ fn serve(member: usize, setup: Setup, commands: &Receiver<Command>, replies: &Se
         parts,
         options,
         split,
+        data,
     } = setup;
     let mut observer = diary.clone();
-    let shared = Rc::new(Shared::new(RunState::empty(plan.seed)));
+    let shared = Rc::new(Shared::new(RunState {
+        data,
+        ..RunState::empty(plan.seed)
+    }));
     let mut runner = match Runner::new(&plan, &options, parts, &mut observer, shared) {
         Ok(runner) => runner,
         Err(error) => return tell(Err(error)),

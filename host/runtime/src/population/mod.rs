@@ -34,6 +34,7 @@ use espalier_tensor::threads::Pool;
 
 use crate::checkpoint;
 use crate::component::{option_value, wit_value};
+use crate::data::{self, Dataset};
 use crate::diagnostic::Diagnostic;
 use crate::events::{
     Copied, Ending, Event, Finished, Generation, Leader, Observer, PluginCounters,
@@ -263,6 +264,11 @@ impl<'a> Population<'a> {
             // Stopped before the first generation was over: every step is done again.
             clear(&folder.path().join("members"))?;
         }
+        let data = match &plan.data {
+            Some(from) => data::load(from)
+                .map_err(|error| Diagnostic::new("the data could not be loaded").because(&error))?,
+            None => Dataset::default(),
+        };
         let mut setups = Vec::new();
         for member in 0..population.members {
             let own = folder_of(folder.path(), member);
@@ -283,6 +289,7 @@ impl<'a> Population<'a> {
                     cancel: run.cancel.clone(),
                 },
                 split: split.to_string(),
+                data: data.clone(),
             });
         }
         let members = setups.len();

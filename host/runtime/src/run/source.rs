@@ -19,8 +19,14 @@ impl Source {
         parts: &[Part],
         shared: &Rc<Shared>,
     ) -> Result<Source, Diagnostic> {
-        let dataset =
-            data::load(from).map_err(|error| edge("the data could not be loaded", &error))?;
+        // The members of a population share what one of them would load.
+        let given = std::mem::take(&mut shared.run.borrow_mut().data);
+        let dataset = match given.splits.is_empty() {
+            true => {
+                data::load(from).map_err(|error| edge("the data could not be loaded", &error))?
+            }
+            false => given,
+        };
         let (dataset, at_work) = transforms::transformed(plan, parts, shared, dataset)?;
         *shared.transforms.borrow_mut() = at_work;
         let train = dataset
