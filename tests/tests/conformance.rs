@@ -153,6 +153,43 @@ fn faults_of_architectures_are_found() {
 }
 
 #[test]
+fn faults_of_auditors_are_found() {
+    finds(
+        "faulty-auditor",
+        &[
+            ("assigns", &["looks-only"]),
+            ("masks", &["looks-only"]),
+            ("updates", &["looks-only"]),
+            ("snapshots", &["looks-only"]),
+            ("not-a-number", &["report"]),
+            ("uneven-table", &["ordinary"]),
+            ("says-nothing", &["report"]),
+            ("never-ends", &["ends"]),
+            ("panics-on-nothing", &["empty"]),
+        ],
+    );
+}
+
+#[test]
+fn faults_of_transforms_are_found() {
+    finds(
+        "faulty-transform",
+        &[
+            ("other-shape", &["splits"]),
+            ("other-count", &["splits"]),
+            ("class-beyond", &["splits"]),
+            ("no-sample", &["splits"]),
+            ("taken-name", &["splits"]),
+            ("shuffles-batches", &["batches"]),
+            ("counts-batches", &["resume", "batches"]),
+            ("hoards", &["leaks"]),
+            ("never-ends", &["ends"]),
+            ("panics-on-few", &["tiny"]),
+        ],
+    );
+}
+
+#[test]
 fn faults_of_options_are_found() {
     let report = faulty("faulty-options", "");
     let broken: Vec<&str> = report.broken().map(|(law, _)| law).collect();

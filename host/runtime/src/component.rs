@@ -502,13 +502,16 @@ pub fn describe(source: &str, component: &Loaded) -> Result<Description, Diagnos
             )));
         }
     }
-    const EVENTS: [&str; 4] = ["step", "epoch", "round", "stage"];
-    if let Some(wrong) = d.events.iter().find(|e| !EVENTS.contains(&e.as_str())) {
+    let known: &[&str] = match component.slot {
+        Slot::Transform => &["batch"],
+        _ => &["step", "epoch", "round", "stage"],
+    };
+    if let Some(wrong) = d.events.iter().find(|e| !known.contains(&e.as_str())) {
         return Err(Diagnostic::new(format!(
             "plugin `{source}` asks for the event `{wrong}`, which does not exist"
         ))
-        .expected(EVENTS.join(", "))
-        .help_if(nearest(wrong, EVENTS).map(|n| format!("did it mean `{n}`?"))));
+        .expected(known.join(", "))
+        .help_if(nearest(wrong, known.iter().copied()).map(|n| format!("did it mean `{n}`?"))));
     }
     Ok(Description {
         name: shown(&d.name),

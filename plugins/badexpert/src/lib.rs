@@ -33,7 +33,7 @@ struct Settings {
     #[option(default = 3e-3, min = 0.0)]
     expert_lr: f64,
     /// Most epochs of the expert.
-    #[option(default = 3, min = 1)]
+    #[option(default = 10, min = 1)]
     expert_epochs: i64,
     /// The expert stops when its accuracy on the clean split is below this.
     #[option(default = 0.2, min = 0.0, max = 1.0)]

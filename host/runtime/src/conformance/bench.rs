@@ -221,6 +221,15 @@ pub(super) fn stop(shared: &Shared, did: &str, error: &Diagnostic) -> Stop {
         {
             elsewhere(laws::MASKS, failed(did, error))
         }
+        _ if error.what.starts_with(&format!("transform `{SUBJECT}` ")) => {
+            elsewhere(laws::SPLITS, failed(did, error))
+        }
+        _ if error
+            .to_string()
+            .contains("made another batch of a training batch") =>
+        {
+            elsewhere(laws::BATCHES, failed(did, error))
+        }
         _ if error.what.starts_with(&predicted) => elsewhere(laws::PREDICTS, failed(did, error)),
         Some(death) if death.plugin == SUBJECT => Stop::Died {
             did: did.to_string(),
@@ -301,6 +310,10 @@ pub(super) fn held(runner: &Runner, slot: Slot) -> Held {
     match slot {
         Slot::Trainer => runner.shared.trainer.borrow().as_ref().map(of),
         Slot::Architecture => runner.shared.architecture.borrow().as_ref().map(of),
+        Slot::Transform => {
+            let transforms = runner.shared.transforms.borrow();
+            transforms.first().map(|(session, _)| of(session))
+        }
         _ => runner
             .pruners
             .first()

@@ -60,6 +60,12 @@ laws! {
     BOUNDED "bounded" "pays and shows only what lies within the declared ranges, whatever comes",
     SOLUTIONS "solutions" "finds its own solutions right",
     KEYED "keyed" "begins and goes on by the key and the actions alone",
+    LOOKS_ONLY "looks-only" "leaves the run's parameters and masks as they are",
+    REPORT "report" "reports finite numbers under names, tables with a number for each column, and something in any case",
+
+    SPLITS "splits" "makes splits that can be: fields of one count, classes within their number, one shape of inputs",
+    BATCHES "batches" "gives a training batch back with the same samples, the same each time it is asked",
+
     EPISODES "episodes" "ends or cuts off every episode within the declared number of steps",
 
     DOMAINS "domains" "proposes knobs for each member, and sets only those that there are, within their domains",
@@ -81,8 +87,8 @@ pub fn laws_of(world: World) -> Vec<Law> {
         World::Mdp => &[SPEC, KEYED, BOUNDED, EPISODES],
         World::Architecture => &[LEARNS, BUILDS, RANGES, ROWS, MODES, REACHES, OVERRIDES],
         World::Tuner => &[DOMAINS, CHANGES, SCORELESS, TIES],
-        World::Auditor => &[],
-        World::Transform => &[],
+        World::Auditor => &[LOOKS_ONLY, REPORT],
+        World::Transform => &[SPLITS, BATCHES],
         World::Searcher => &[],
     });
     laws

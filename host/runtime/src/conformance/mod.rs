@@ -9,6 +9,7 @@
 //! not show that a method is good.
 
 mod architecture;
+mod auditor;
 mod bench;
 mod company;
 mod exam;
@@ -19,6 +20,7 @@ mod setup;
 mod tasks;
 mod toy;
 mod trainer;
+mod transform;
 mod tuner;
 mod world;
 
@@ -131,11 +133,13 @@ pub fn check(source: &str, bytes: &[u8], setup: &Setup) -> Result<Report, Diagno
         World::Normalizer | World::NormalizerTracking => normalizer::examine(&mut exam),
         World::Trainer => trainer::examine(&mut exam, &Bench::new()?),
         World::Pruner => pruner::examine(&mut exam, &Bench::new()?),
+        World::Auditor => auditor::examine(&mut exam, &Bench::new()?),
+        World::Transform => transform::examine(&mut exam, &Bench::new()?),
         World::Tasks => tasks::examine(&mut exam),
         World::Mdp => world::examine(&mut exam),
         World::Tuner => tuner::examine(&mut exam),
         World::Architecture => architecture::examine(&mut exam, &Bench::new()?),
-        World::Auditor | World::Transform | World::Searcher => {}
+        World::Searcher => {}
     }
     Ok(Report {
         plugin: about.0,

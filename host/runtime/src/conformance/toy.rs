@@ -157,17 +157,23 @@ pub(super) fn text(size: Size) -> Vec<u8> {
 /// Bytes of a window of the toy text.
 const CONTEXT: usize = 8;
 
+/// Whether a plugin of the slot is tried in runs of the trainer `backprop`.
+fn beside_a_trainer(slot: Slot) -> bool {
+    matches!(slot, Slot::Pruner | Slot::Auditor | Slot::Transform)
+}
+
 /// The run of a trial in words.
 pub(super) fn words(slot: Slot, trial: &Trial) -> String {
     let beside = match slot {
-        Slot::Pruner | Slot::Architecture => ", with the trainer backprop",
+        Slot::Architecture => ", with the trainer backprop",
+        _ if beside_a_trainer(slot) => ", with the trainer backprop",
         _ => "",
     };
     let what = match trial.size {
         Size::Ordinary | Size::Frozen => trial.problem.words().to_string(),
         Size::Tiny => format!("{}, as few as there can be", trial.problem.words()),
-        Size::Empty if slot == Slot::Pruner => format!(
-            "{} and a model with nothing to prune",
+        Size::Empty if beside_a_trainer(slot) => format!(
+            "{} and a model without a weight to train",
             trial.problem.words()
         ),
         Size::Empty => format!(
@@ -210,22 +216,24 @@ targets = "targets.npy"
     let frozen = ", frozen = true";
     let stem = match trial.size {
         Size::Frozen => ", frozen = true, group = \"stem\"",
-        Size::Empty if slot != Slot::Pruner => frozen,
+        Size::Empty if !beside_a_trainer(slot) => frozen,
         _ => "",
     };
     let rest = match trial.size {
-        Size::Empty if slot != Slot::Pruner => frozen,
+        Size::Empty if !beside_a_trainer(slot) => frozen,
         _ => "",
     };
     let (setting, layers) = match trial.problem {
         Problem::Classes | Problem::Values => {
             let test = match trial.size {
                 Size::Tiny => "test = 0.5\n",
+                // An auditor learns from what the trainer has not seen.
+                _ if slot == Slot::Auditor => "test = 0.25\nvalidation = 0.25\n",
                 _ => "test = 0.25\n",
             };
             let layers = match (trial.size, slot) {
                 (Size::Tiny, _) => linear(if loss.is_empty() { 2 } else { 1 }, ""),
-                (Size::Empty, Slot::Pruner) => {
+                (Size::Empty, _) if beside_a_trainer(slot) => {
                     format!("{{ kind = \"layer-norm\" }},\n{}", linear(outputs, frozen))
                 }
                 (Size::Empty, _) => linear(outputs, frozen),
@@ -299,8 +307,8 @@ targets = "targets.npy"
         _ => String::new(),
     };
     let plugins = match slot {
-        Slot::Pruner => {
-            format!("[trainer]\nplugin = \"backprop\"\n[pruner]\nplugin = \"{subject}\"\n")
+        _ if beside_a_trainer(slot) => {
+            format!("[trainer]\nplugin = \"backprop\"\n[[{slot}]]\nplugin = \"{subject}\"\n")
         }
         Slot::Architecture => "[trainer]\nplugin = \"backprop\"\n".to_string(),
         _ => format!("[trainer]\nplugin = \"{subject}\"\n"),
