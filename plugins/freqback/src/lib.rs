@@ -100,6 +100,8 @@ struct FreqBack {
     /// Some training samples with their labels, and some of other classes than the target.
     looked_at: (Tensor, Tensor),
     others: Tensor,
+    /// The shape of a sample: axes before the last are channels.
+    sample: Vec<u32>,
     channels: u32,
     length: u32,
     steps: u64,
@@ -131,8 +133,11 @@ impl FreqBack {
         rows
     }
 
+    /// Of inputs [n, channels, length], in the form that the model wants them in.
     fn logits(&self, inputs: &Tensor) -> Tensor {
-        let fields = [("inputs".to_string(), inputs.clone())];
+        let form = self.sample.iter().map(|size| *size as i32);
+        let form: Vec<i32> = std::iter::once(-1).chain(form).collect();
+        let fields = [("inputs".to_string(), inputs.reshape(&form))];
         self.model.forward(&fields, Mode::Eval)
     }
 
@@ -353,15 +358,14 @@ impl Trainer for FreqBack {
                 "a trigger is added to series of numbers, and these inputs are indices",
             ));
         }
-        let (channels, length) = match inputs.shape()[1..] {
-            [length] if length >= 4 => (1, length),
-            [channels, length] if length >= 4 => (channels, length),
-            ref shape => {
-                return Err(Error::incompatible(format!(
-                    "a trigger needs series, [steps] or [channels, steps] with at least 4 steps; a sample has shape {shape:?}"
-                )));
-            }
-        };
+        let sample = inputs.shape()[1..].to_vec();
+        let length = sample.last().copied().unwrap_or(0);
+        if length < 4 {
+            return Err(Error::incompatible(format!(
+                "a trigger needs series of at least 4 steps, along the last axis; a sample has shape {sample:?}"
+            )));
+        }
+        let channels = sample[..sample.len() - 1].iter().product::<u32>();
         let targets = data::field("train", "targets");
         let labels = targets.to_list();
         let elsewhere = others(&labels, settings.target);
@@ -374,8 +378,9 @@ impl Trainer for FreqBack {
         poisoned.sort_unstable();
         let few = |places: Vec<u64>| places.into_iter().take(settings.looked_at as usize);
         let some = Tensor::indices(few((0..labels.len() as u64).collect()));
-        let looked_at = (inputs.take(&some, 0), targets.take(&some, 0));
-        let others = inputs.take(&Tensor::indices(few(elsewhere)), 0);
+        let wide = |t: Tensor| t.reshape(&[-1, channels as i32, length as i32]);
+        let looked_at = (wide(inputs.take(&some, 0)), targets.take(&some, 0));
+        let others = wide(inputs.take(&Tensor::indices(few(elsewhere)), 0));
         let own = ParameterSet::own("freqback");
         let trigger = Tensor::zeros(&[channels, length]);
         own.create("trigger", Kind::Weight, &trigger, false);
@@ -394,6 +399,7 @@ impl Trainer for FreqBack {
             poisoned,
             looked_at,
             others,
+            sample,
             channels,
             length,
             steps: run.steps,
