@@ -42,6 +42,23 @@ layers = [
 steps-per-epoch = 10
 "#
         ),
+        // It needs series.
+        "freqback" => format!(
+            r#"
+[data]
+source = "sines"
+samples = 300
+test-samples = 100
+[model]
+layers = [
+  {{ kind = "flatten" }},
+  {{ kind = "linear", features = 24 {stem} }}, {{ kind = "relu" }},
+  {{ kind = "linear", features = 16 }}, {{ kind = "relu" }},
+  {{ kind = "linear", features = 3 }},
+]
+[schedule]
+"#
+        ),
         _ => format!(
             r#"
 [data]
