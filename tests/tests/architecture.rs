@@ -6,7 +6,7 @@ use espalier_tests::lab::Lab;
 
 /// A text of 1,601 bytes that repeats itself nearly.
 fn text(lab: &Lab) {
-    let letter = |i: usize| b'a' + ((i % 7) + usize::from(i % 31 == 0)) as u8;
+    let letter = |i: usize| b'a' + ((i % 7) + usize::from(i.is_multiple_of(31))) as u8;
     let bytes: Vec<u8> = (0..1601).map(letter).collect();
     std::fs::write(lab.folder().join("text.txt"), bytes).unwrap();
 }

@@ -34,15 +34,25 @@ impl Architecture for __TYPE__ {
     fn build(&mut self, build: &mut Build<'_>) -> Result<(), Error> {
         let inputs = build.inputs()?;
         if inputs.dtype != Dtype::F32 {
-            return Err(Error::incompatible("this architecture reads numbers, not tokens"));
+            return Err(Error::incompatible(
+                "this architecture reads numbers, not tokens",
+            ));
         }
         let features: u32 = inputs.shape.iter().product();
         let (units, outputs) = (self.units, build.outputs());
         // Parameters, then the layers that use them.
         build.weight("in", &[features, units], deviation(features));
         build.weight("out", &[units, outputs], deviation(units));
-        build.layer(Layer::new("hidden", "dense").parameters(&["in"]).out(&[units]))?;
-        build.layer(Layer::new("answer", "dense").parameters(&["out"]).out(&[outputs]))
+        build.layer(
+            Layer::new("hidden", "dense")
+                .parameters(&["in"])
+                .out(&[units]),
+        )?;
+        build.layer(
+            Layer::new("answer", "dense")
+                .parameters(&["out"])
+                .out(&[outputs]),
+        )
     }
 
     fn forward(

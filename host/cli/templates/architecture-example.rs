@@ -39,7 +39,9 @@ fn deviation(inputs: u32) -> f64 {
 
 /// Names of the residual layers.
 fn names(layers: u32) -> Vec<String> {
-    (1..=layers).map(|number| format!("residual{number}")).collect()
+    (1..=layers)
+        .map(|number| format!("residual{number}"))
+        .collect()
 }
 
 impl Architecture for __TYPE__ {
@@ -57,14 +59,17 @@ impl Architecture for __TYPE__ {
     fn build(&mut self, build: &mut Build<'_>) -> Result<(), Error> {
         let inputs = build.inputs()?;
         if inputs.dtype != Dtype::F32 {
-            return Err(Error::incompatible("this architecture reads numbers, not tokens"));
+            return Err(Error::incompatible(
+                "this architecture reads numbers, not tokens",
+            ));
         }
         let width: u32 = inputs.shape.iter().product();
         let (d, n, outputs) = (self.features, self.units, build.outputs());
         build.weight("in", &[width, d], deviation(width));
         build.create("scale", Kind::Norm, &Tensor::ones(&[d]), true);
         build.weight("up", &[d, n], deviation(d));
-        build.weight("down", &[n, d], deviation(n));
+        // Small at first: every layer adds the same, and their gradients add up.
+        build.weight("down", &[n, d], 0.1 * deviation(n));
         build.weight("out", &[d, outputs], deviation(d));
         build.bias("offset", &[outputs]);
         let product = |a: u32, b: u32| u64::from(a) * u64::from(b);
@@ -74,7 +79,7 @@ impl Architecture for __TYPE__ {
         };
         build.layer(dense("stream", &["in"], width, d))?;
         for name in names(self.layers) {
-            // Several layers may use the same parameters: their gradients add up.
+            // Several layers may use the same parameters.
             build.layer(
                 Layer::new(&name, "residual")
                     .parameters(&["scale", "up", "down"])
@@ -99,7 +104,10 @@ impl Architecture for __TYPE__ {
                 let x = x.reshape(&[x.size(0) as i32, width]);
                 x.matmul(&weights.value("in"))
             }
-            "answer" => x.matmul(&weights.value("out")) + weights.value("offset"),
+            "answer" => {
+                let normed = x.layer_norm(&[-1], None, None, 1e-5);
+                normed.matmul(&weights.value("out")) + weights.value("offset")
+            }
             _ => {
                 let normed = x.layer_norm(&[-1], Some(&weights.value("scale")), None, 1e-5);
                 let units = normed.matmul(&weights.value("up")).gelu();

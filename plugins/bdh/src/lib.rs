@@ -101,7 +101,7 @@ impl Architecture for Bdh {
         );
         build.embedding("tokens", &[words, d], DEVIATION);
         build.weight("encoder", &[h * n, d], DEVIATION);
-        build.weight("value-encoder", &[h, n, d], DEVIATION);
+        build.weight("value-encoder", &[h * n, d], DEVIATION);
         build.weight("decoder", &[d, h * n], DEVIATION);
         build.weight("head", &[words, d], DEVIATION);
         let product = |a: u32, b: u32| u64::from(t) * u64::from(a) * u64::from(b);
@@ -161,9 +161,8 @@ impl Bdh {
         let before = places.expand_dims(0).less(&places.expand_dims(1));
         let scores = turned.matmul(&turned.swap_axes(-1, -2)) * before.astype(x.dtype());
         let a = normed(&scores.matmul(&v.expand_dims(1)));
-        let y = a
-            .matmul(&weights.value("value-encoder").swap_axes(-1, -2))
-            .relu();
+        let value_encoder = weights.value("value-encoder").reshape(&[h, n, -1]);
+        let y = a.matmul(&value_encoder.swap_axes(-1, -2)).relu();
         let z = &x * y;
         pass.offer("z", || z.clone());
         if self.report && pass.mode() == Mode::Eval {
