@@ -306,6 +306,23 @@ fn faults_of_tuners_are_found() {
 }
 
 #[test]
+fn faults_of_searchers_are_found() {
+    finds(
+        "faulty-searcher",
+        &[
+            ("answers-others", &["answers"]),
+            ("answers-too-long", &["answers"]),
+            ("skips-some", &["answers"]),
+            ("never-done", &["empty"]),
+            ("trains", &["looks-only"]),
+            ("unsaved", &["resume"]),
+            ("leaks-handles", &["leaks"]),
+            ("panics-on-one", &["tiny"]),
+        ],
+    );
+}
+
+#[test]
 fn the_report_says_what_was_done_expected_and_found_and_the_exit_code_is_1() {
     let folder = std::env::temp_dir().join(format!("espalier-{}-conformance", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();

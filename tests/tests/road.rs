@@ -26,6 +26,7 @@ const ROADS: &[(&str, &[&str])] = &[
     ),
     ("environment-mdp", &["schedule.steps=2"]),
     ("tuner", &["schedule.epochs=2"]),
+    ("searcher", &["searcher.prompts-per-step=25"]),
     (
         "architecture",
         &["schedule.epochs=1", "data.train-limit=128"],

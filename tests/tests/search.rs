@@ -163,3 +163,36 @@ fn what_can_not_be_is_said_in_words() {
     let missing = said(COINS, &[("model.from", "nowhere")]);
     assert!(missing.contains("model.from"), "{missing}");
 }
+
+#[test]
+fn a_searcher_sees_no_solution_no_answer_key_and_changes_nothing() {
+    let lab = Lab::hostile("search-faulty");
+    let file = COINS
+        .replace("plugin = \"entropic-pf\"", "plugin = \"faulty-searcher\"")
+        .replace("particles = 4, ends = \"length\"", "fault = \"nothing\"");
+    let with = |fault: &'static str| [("searcher.with.fault", fault)];
+    // Each of these panics where something came through.
+    for (run, fault) in [
+        ("solutions", "sees-solutions"),
+        ("verdicts", "sees-verdicts"),
+    ] {
+        let (found, _) = lab.finish(run, &file, &with(fault));
+        assert_eq!(metric(&found, "test/answered"), 1.0, "{fault}");
+    }
+    let said = |fault| match lab.run("wrong", &file, &with(fault), false).0 {
+        Ok(_) => panic!("it ran"),
+        Err(error) => error.to_string(),
+    };
+    let trains = said("trains");
+    assert!(
+        trains.contains("assign") && trains.contains("a search is on"),
+        "{trains}"
+    );
+    let others = said("answers-others");
+    assert!(others.contains("which it was not given"), "{others}");
+    let long = said("answers-too-long");
+    assert!(
+        long.contains("13 tokens") && long.contains("at most 12"),
+        "{long}"
+    );
+}

@@ -248,6 +248,8 @@ pub enum NewSlot {
     Tuner,
     /// What a model computes
     Architecture,
+    /// Which candidate comes next: inference-time search
+    Searcher,
 }
 
 impl NewSlot {
@@ -260,6 +262,7 @@ impl NewSlot {
             NewSlot::EnvironmentTasks | NewSlot::EnvironmentMdp => "environment",
             NewSlot::Tuner => "tuner",
             NewSlot::Architecture => "architecture",
+            NewSlot::Searcher => "searcher",
         }
     }
 }

@@ -230,6 +230,9 @@ pub(super) fn stop(shared: &Shared, did: &str, error: &Diagnostic) -> Stop {
         {
             elsewhere(laws::BATCHES, failed(did, error))
         }
+        _ if error.what == format!("searcher `{SUBJECT}` gave an answer that can't be") => {
+            elsewhere(laws::ANSWERS, failed(did, error))
+        }
         _ if error.what.starts_with(&predicted) => elsewhere(laws::PREDICTS, failed(did, error)),
         Some(death) if death.plugin == SUBJECT => Stop::Died {
             did: did.to_string(),
@@ -288,15 +291,24 @@ pub(super) fn left(runner: &Runner) -> Left {
         .get(&SetId::Main)
         .and_then(|set| set.content_digest().ok())
         .unwrap_or_default();
+    let measured = runner.progress.metrics.iter();
+    let mut metrics: Vec<(String, u64)> = measured
+        .map(|(name, x)| (name.clone(), x.to_bits()))
+        .collect();
+    if let Some(search) = &run.rollouts.search {
+        let answers = search.answers.iter().flat_map(|(prompt, tokens)| {
+            let tokens = tokens.iter().map(|token| u64::from(*token));
+            [*prompt, tokens.len() as u64].into_iter().chain(tokens)
+        });
+        let hash = answers.fold(0xcbf2_9ce4_8422_2325u64, |hash, word| {
+            (hash ^ word).wrapping_mul(0x0100_0000_01b3)
+        });
+        metrics.push(("hash of the answers".into(), hash));
+    }
     Left {
         steps: runner.progress.steps_done,
         digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-        metrics: runner
-            .progress
-            .metrics
-            .iter()
-            .map(|(name, x)| (name.clone(), x.to_bits()))
-            .collect(),
+        metrics,
     }
 }
 
@@ -310,6 +322,7 @@ pub(super) fn held(runner: &Runner, slot: Slot) -> Held {
     match slot {
         Slot::Trainer => runner.shared.trainer.borrow().as_ref().map(of),
         Slot::Architecture => runner.shared.architecture.borrow().as_ref().map(of),
+        Slot::Searcher => runner.searcher.as_ref().map(of),
         Slot::Transform => {
             let transforms = runner.shared.transforms.borrow();
             transforms.first().map(|(session, _)| of(session))

@@ -63,6 +63,8 @@ laws! {
     LOOKS_ONLY "looks-only" "leaves the run's parameters and masks as they are",
     REPORT "report" "reports finite numbers under names, tables with a number for each column, and something in any case",
 
+    ANSWERS "answers" "answers every prompt it was given, and no other, in tokens of the vocabulary",
+
     SPLITS "splits" "makes splits that can be: fields of one count, classes within their number, one shape of inputs",
     BATCHES "batches" "gives a training batch back with the same samples, the same each time it is asked",
 
@@ -89,7 +91,7 @@ pub fn laws_of(world: World) -> Vec<Law> {
         World::Tuner => &[DOMAINS, CHANGES, SCORELESS, TIES],
         World::Auditor => &[LOOKS_ONLY, REPORT],
         World::Transform => &[SPLITS, BATCHES],
-        World::Searcher => &[],
+        World::Searcher => &[LOOKS_ONLY, ANSWERS],
     });
     laws
 }

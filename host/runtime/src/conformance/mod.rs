@@ -16,6 +16,7 @@ mod exam;
 mod laws;
 mod normalizer;
 mod pruner;
+mod searcher;
 mod setup;
 mod tasks;
 mod toy;
@@ -139,7 +140,7 @@ pub fn check(source: &str, bytes: &[u8], setup: &Setup) -> Result<Report, Diagno
         World::Mdp => world::examine(&mut exam),
         World::Tuner => tuner::examine(&mut exam),
         World::Architecture => architecture::examine(&mut exam, &Bench::new()?),
-        World::Searcher => {}
+        World::Searcher => searcher::examine(&mut exam, &Bench::new()?),
     }
     Ok(Report {
         plugin: about.0,

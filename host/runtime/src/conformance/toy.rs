@@ -313,6 +313,15 @@ targets = "targets.npy"
         Slot::Architecture => "[trainer]\nplugin = \"backprop\"\n".to_string(),
         _ => format!("[trainer]\nplugin = \"{subject}\"\n"),
     };
+    if slot == Slot::Searcher {
+        // Many more steps than a search needs that answers some prompts in each.
+        return format!(
+            "{}[model]\nlayers = [\n{layers}]\n[searcher]\nplugin = \"{subject}\"\nsplit = \"train\"\nprompts-per-step = {}\nmax-steps = {}\n",
+            setting.split("[normalizer]").next().unwrap_or_default(),
+            batch.min(4),
+            steps.saturating_mul(40),
+        );
+    }
     let model = match slot {
         Slot::Architecture => format!("[architecture]\nplugin = \"{subject}\"\n"),
         _ => format!("[model]\nlayers = [\n{layers}]\n"),

@@ -372,7 +372,7 @@ pub(crate) struct Runner<'a> {
     /// Auditors of this stage.
     auditors: Vec<Pruner>,
     /// The searcher of this stage.
-    searcher: Option<Session>,
+    pub(crate) searcher: Option<Session>,
     /// Costs of instances that have ended with their stage, and whether they did anything.
     ended: Vec<(PluginCounters, bool)>,
     steps_per_epoch: u64,
@@ -678,7 +678,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn at(&self) -> wit::StepInfo {
+    pub(crate) fn at(&self) -> wit::StepInfo {
         wit::StepInfo {
             step: self.progress.round_step,
             epoch: self.progress.round_step as f64 / self.steps_per_epoch as f64,

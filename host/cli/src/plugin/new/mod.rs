@@ -121,6 +121,7 @@ fn beside(slot: NewSlot) -> Vec<&'static Company> {
         }
         NewSlot::EnvironmentTasks => &["policy-gradient", "reinforce-baseline"],
         NewSlot::EnvironmentMdp => &["policy-gradient"],
+        NewSlot::Searcher => &["modular-arithmetic"],
     };
     names.iter().filter_map(|name| company(name)).collect()
 }
@@ -251,6 +252,7 @@ fn summary(args: &New) -> String {
         NewSlot::EnvironmentMdp => "Environment to act in",
         NewSlot::Tuner => "Tuner",
         NewSlot::Architecture => "Architecture",
+        NewSlot::Searcher => "Searcher",
     };
     format!("{slot}: what {} does, in one line", args.name)
 }
@@ -318,6 +320,13 @@ steps-per-epoch = 20
             "Handwritten digits.",
             format!(
                 "[data]\nsource = \"digits\"\n\n[architecture]\nplugin = \"{name}\"\n\n[schedule]\nepochs = 5\nbatch-size = 64\n\n[trainer]\nplugin = \"backprop\"\nwith = {{ lr = 0.1, momentum = 0.9 }}\n"
+            ),
+        ),
+        NewSlot::Searcher => (
+            "Sums modulo 10, answered by a model that knows nothing: add `from = \"runs/...\"` to [model] for one that does.",
+            format!(
+                "[environment]\nplugin = \"modular-arithmetic\"\nwith = {{ modulus = 10, operands = 10, held-out = 0.5 }}\n\n{}\n[searcher]\nplugin = \"{name}\"\nprompts-per-step = 10\n",
+                transformer.split("\n[schedule]").next().unwrap_or_default()
             ),
         ),
         NewSlot::EnvironmentTasks => (

@@ -31,6 +31,8 @@ fn source(slot: NewSlot, template: Template) -> &'static str {
         (NewSlot::EnvironmentMdp, Template::Example) => template!("environment-mdp-example"),
         (NewSlot::Tuner, Template::Blank) => template!("tuner-blank"),
         (NewSlot::Tuner, Template::Example) => template!("tuner-example"),
+        (NewSlot::Searcher, Template::Blank) => template!("searcher-blank"),
+        (NewSlot::Searcher, Template::Example) => template!("searcher-example"),
         (NewSlot::Architecture, Template::Blank) => template!("architecture-blank"),
         (NewSlot::Architecture, Template::Example) => template!("architecture-example"),
     }
