@@ -179,7 +179,7 @@ fn a_searcher_sees_no_solution_no_answer_key_and_changes_nothing() {
         let (found, _) = lab.finish(run, &file, &with(fault));
         assert_eq!(metric(&found, "test/answered"), 1.0, "{fault}");
     }
-    let said = |fault| match lab.run("wrong", &file, &with(fault), false).0 {
+    let said = |fault| match lab.run(fault, &file, &with(fault), false).0 {
         Ok(_) => panic!("it ran"),
         Err(error) => error.to_string(),
     };
