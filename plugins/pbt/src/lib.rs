@@ -46,6 +46,13 @@ enum Copies {
     Knobs,
 }
 
+/// The knobs with which members begin.
+#[derive(Choice, Clone, Copy, Debug, PartialEq)]
+enum Initial {
+    Drawn,
+    Given,
+}
+
 /// Options under `[tuner.with]`.
 #[derive(Options, Clone)]
 struct Settings {
@@ -73,6 +80,9 @@ struct Settings {
     /// Probability with which a knob is drawn anew from its domain in place of being varied.
     #[option(default = 0, min = 0, max = 1)]
     resample: f64,
+    /// Knobs at the beginning: drawn from their domains, or those of the run file.
+    #[option(default = Initial::Drawn)]
+    initial: Initial,
     /// What is copied: weights and knobs, or one of the two. With weights alone the knobs stay as they are.
     #[option(default = Copies::Both)]
     copy: Copies,
@@ -123,9 +133,11 @@ impl Tuner for Pbt {
     }
 
     fn propose(&mut self) -> Vec<Vec<Setting>> {
-        (0..self.scores.len())
-            .map(|member| self.prior(member as u64, &of_host))
-            .collect()
+        let knobs = |member| match self.settings.initial {
+            Initial::Drawn => self.prior(member, &of_host),
+            Initial::Given => Vec::new(),
+        };
+        (0..self.scores.len() as u64).map(knobs).collect()
     }
 
     fn decide(&mut self, members: &[MemberReport]) -> Vec<Change> {

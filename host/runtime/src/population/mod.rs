@@ -888,6 +888,22 @@ mod tests {
     }
 
     #[test]
+    fn checkpoints_that_the_document_does_not_know_are_taken_away() -> std::io::Result<()> {
+        let member = std::env::temp_dir().join(format!("espalier-cut-{}", std::process::id()));
+        let folder = member.join("checkpoints");
+        let _ = std::fs::remove_dir_all(&member);
+        std::fs::create_dir_all(&folder)?;
+        for step in [10, 20, 30] {
+            std::fs::write(folder.join(format!("step-{step:012}.safetensors")), b"")?;
+        }
+        assert!(cut(&member, Some(20)).is_ok());
+        let left = checkpoint::list(&folder).unwrap_or_default();
+        let steps: Vec<u64> = left.into_iter().map(|(step, _)| step).collect();
+        assert_eq!(steps, [20, 10]);
+        std::fs::remove_dir_all(&member)
+    }
+
+    #[test]
     fn every_member_has_a_seed_of_its_own_and_the_first_the_runs() {
         let mut seeds: Vec<u64> = (0..1000).map(|member| seed_of(7, member)).collect();
         assert_eq!(seeds[0], 7);
