@@ -137,3 +137,27 @@ with = { start = 0.4, momentum = 0, upper-lr = 0, refine = 0, lower-lr = 0.0, sy
         near(*h, -s * (1.0 - s) * slope / 4.0, 1e-6, "h");
     }
 }
+
+#[test]
+fn the_gradient_of_the_decay_is_its_pull_along_z() {
+    // g = mean CE + e^x / 2 |y|^2: the mixed derivative times z is e^x <y, z>.
+    let inputs: [&[f64]; 4] = [&[0.5, -1.0], &[2.0, 0.25], &[-0.75, 1.5], &[1.0, 1.0]];
+    let file = r#"
+[model]
+layers = [{ kind = "linear", features = 2, bias = false }]
+[trainer]
+plugin = "bo-rep"
+with = { problem = "weight-decay", start = -1, momentum = 0, upper-lr = 0.25, refine = 0, lower-lr = 0, trusted = 0.5 }
+"#;
+    let labels = Targets::Classes(&[1, 0, 1, 0], 2);
+    let bench = Bench::new("bo-rep-decay", &inputs, labels, 9, file);
+    let y = [0.3, -0.2, 0.1, 0.4];
+    bench.set("linear1.weight", &y);
+    bench.step(0);
+    let z = bench.value("upper/z-linear1.weight");
+    let along: f64 = y.iter().zip(&z).map(|(y, z)| y * z).sum();
+    let h = -(-1.0f64).exp() * along;
+    near(bench.value("upper/m")[0], h, 1e-7, "h");
+    let moved = -1.0 - 0.25 * h.signum();
+    near(bench.value("upper/x")[0], moved, 1e-6, "x");
+}

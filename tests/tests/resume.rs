@@ -322,6 +322,28 @@ every = 13
     killed_ten_times_ends_in_the_same_bits("stages", &file, 6);
 }
 
+#[test]
+fn forward_gnn_killed_ten_times() {
+    // Layers that read what others gave a step before, and the best weights seen, must come back too.
+    let file = r#"
+[data]
+source = "block-model"
+radius = 1.2
+[model]
+layers = [{ kind = "linear", features = 8 }, { kind = "relu" }, { kind = "linear", features = 8 }, { kind = "relu" }]
+[schedule]
+steps = 240
+batch-size = 30
+evaluate-every = 50
+[trainer]
+plugin = "forward-gnn"
+with = { method = "sf-top-to-input" }
+[checkpoint]
+every = 7
+"#;
+    killed_ten_times_ends_in_the_same_bits("forward-gnn", file, 12);
+}
+
 const SEARCH: &str = r#"
 [environment]
 plugin = "coin-steps"
