@@ -180,3 +180,24 @@ plugin = "faulty-trainer"
     let error = result.unwrap_err().to_string();
     assert!(error.contains("for layer `out`, expected f32 ["), "{error}");
 }
+
+#[test]
+fn an_architecture_that_reaches_for_the_data_is_refused() {
+    let lab = Lab::hostile("architecture-prying");
+    let run = r#"[data]
+source = "digits"
+[architecture]
+plugin = "prying-architecture"
+[schedule]
+steps = 2
+[trainer]
+plugin = "faulty-trainer"
+"#;
+    let (result, _) = lab.run("run", run, &[], false);
+    let error = result.unwrap_err().to_string();
+    assert!(
+        error.contains("imports something that an architecture is not granted")
+            && error.contains("espalier:plugin/data@0.1.0"),
+        "{error}"
+    );
+}

@@ -266,3 +266,163 @@ impl Model {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::parameters::Kind;
+
+    fn fields() -> Vec<FieldShape> {
+        vec![FieldShape {
+            name: "inputs".into(),
+            shape: vec![4],
+            dtype: DType::F32,
+        }]
+    }
+
+    fn weights() -> ParameterSet {
+        let mut set = ParameterSet::new();
+        for name in ["a", "b"] {
+            let zeros = Tensor::zeros(&[2], DType::F32).unwrap();
+            set.create(name, Kind::Weight, None, zeros, true, String::new())
+                .unwrap();
+        }
+        set
+    }
+
+    fn layer(index: u32, inputs: Vec<Input>, parameter: &str, shapes: [usize; 2]) -> LayerInfo {
+        LayerInfo {
+            index,
+            name: format!("layer{index}"),
+            kind: "dense".into(),
+            inputs,
+            parameters: vec![parameter.into()],
+            in_shape: vec![shapes[0]],
+            out_shape: vec![shapes[1]],
+            macs: 1,
+            settings: Vec::new(),
+        }
+    }
+
+    fn two() -> Vec<LayerInfo> {
+        vec![
+            layer(0, vec![Input::Field("inputs".into())], "a", [4, 3]),
+            layer(1, vec![Input::Layer(0)], "b", [3, 2]),
+        ]
+    }
+
+    #[test]
+    fn parameters_belong_to_the_first_layer_that_names_them() {
+        let mut set = weights();
+        let mut layers = two();
+        layers[1].parameters = vec!["a".into(), "b".into()];
+        let model = Model::declared(layers, &fields(), &mut set).unwrap();
+        assert!(model.is_declared() && model.len() == 2);
+        let of = set.infos().into_iter().map(|info| info.layer);
+        assert_eq!(of.collect::<Vec<_>>(), [Some(0), Some(1)]);
+    }
+
+    #[test]
+    fn layers_that_cannot_be_are_refused_in_words() {
+        type Change = fn(&mut Vec<LayerInfo>);
+        let cases: [(Change, &str); 10] = [
+            (|l| l.clear(), "the model has no layers"),
+            (
+                |l| l[1].index = 0,
+                "its index is 0, expected its place in the list, 1",
+            ),
+            (|l| l[1].name = "layer0".into(), "the name stands twice"),
+            (
+                |l| l[1].name = "inputs".into(),
+                "the name means a field of the batch",
+            ),
+            (|l| l[1].name = "a/b".into(), "without `/` and `.`"),
+            (
+                |l| l[1].inputs = vec![Input::Layer(1)],
+                "reads layer 1, which does not come before it",
+            ),
+            (
+                |l| l[1].inputs = vec![Input::Field("targets".into())],
+                "reads the field `targets`; the model is given inputs",
+            ),
+            (
+                |l| l[1].in_shape = vec![4],
+                "its input has shape [3] a sample, it says [4]",
+            ),
+            (
+                |l| l[1].parameters = vec!["c".into()],
+                "`c`, which `build` did not create",
+            ),
+            (
+                |l| l[1].parameters.clear(),
+                "`b` was created, and no layer names it",
+            ),
+        ];
+        for (change, words) in cases {
+            let mut layers = two();
+            change(&mut layers);
+            let error = Model::declared(layers, &fields(), &mut weights()).unwrap_err();
+            assert!(
+                error.to_string().contains(words),
+                "{error}, expected {words}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_range_is_given_what_it_reads_and_nothing_else() {
+        let model = Model::declared(two(), &fields(), &mut weights()).unwrap();
+        let t = |shape: &[usize]| Tensor::zeros(shape, DType::F32).unwrap();
+        let batch = [
+            ("inputs".to_string(), t(&[5, 4])),
+            ("other".into(), t(&[5])),
+        ];
+        let names = |given: Vec<(String, Tensor)>| {
+            given.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(model.prepare(0..2, &batch, &[]).unwrap()), ["inputs"]);
+        let hidden = [("input".to_string(), t(&[5, 3]))];
+        assert_eq!(
+            names(model.prepare(1..2, &hidden, &[]).unwrap()),
+            ["layer0"]
+        );
+        let error = model.prepare(1..2, &batch, &[]).unwrap_err().to_string();
+        assert!(
+            error.contains("reads `layer0`, which is not given"),
+            "{error}"
+        );
+        let wrong = [("inputs".to_string(), t(&[5, 3]))];
+        assert!(model.prepare(0..2, &wrong, &[]).is_err());
+        assert!(model.prepare(0..3, &batch, &[]).is_err());
+        let unknown = ["layer7".to_string()];
+        assert!(model.prepare(0..2, &batch, &unknown).is_err());
+    }
+
+    #[test]
+    fn what_an_architecture_gives_is_held_to_what_it_declared() {
+        let model = Model::declared(two(), &fields(), &mut weights()).unwrap();
+        let t = |shape: &[usize]| Tensor::zeros(shape, DType::F32).unwrap();
+        let batch = [("inputs".to_string(), t(&[5, 4]))];
+        let gave = |output: Tensor, extra: Vec<(String, Tensor)>, want: &[&str]| {
+            let want: Vec<String> = want.iter().map(|name| name.to_string()).collect();
+            let result = Forward { output, extra };
+            let checked = model.check_forward(0..2, &batch, &want, &result);
+            checked.err().map(|error| error.to_string())
+        };
+        assert_eq!(gave(t(&[5, 2]), Vec::new(), &[]), None);
+        let error = gave(t(&[5, 3]), Vec::new(), &[]).unwrap();
+        assert!(
+            error.contains("gave f32 [5, 3] for layer `layer1`, expected f32 [5, 2]"),
+            "{error}"
+        );
+        assert!(gave(t(&[4, 2]), Vec::new(), &[]).is_some());
+        let error = gave(t(&[5, 2]), Vec::new(), &["layer0/x"]).unwrap();
+        assert!(
+            error.contains("want `layer0/x`: the architecture does not give it"),
+            "{error}"
+        );
+        let extra = vec![("layer0".to_string(), t(&[5, 2]))];
+        assert!(gave(t(&[5, 2]), extra, &["layer0"]).is_some());
+    }
+}
