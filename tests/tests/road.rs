@@ -27,6 +27,8 @@ const ROADS: &[(&str, &[&str])] = &[
     ("environment-mdp", &["schedule.steps=2"]),
     ("tuner", &["schedule.epochs=2"]),
     ("searcher", &["searcher.prompts-per-step=25"]),
+    ("auditor", &["schedule.epochs=1", "data.train-limit=128"]),
+    ("transform", &["schedule.epochs=1", "data.train-limit=128"]),
     (
         "architecture",
         &["schedule.epochs=1", "data.train-limit=128"],

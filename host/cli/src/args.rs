@@ -250,6 +250,10 @@ pub enum NewSlot {
     Architecture,
     /// Which candidate comes next: inference-time search
     Searcher,
+    /// Whether to trust the result
+    Auditor,
+    /// What the data looks like
+    Transform,
 }
 
 impl NewSlot {
@@ -263,6 +267,8 @@ impl NewSlot {
             NewSlot::Tuner => "tuner",
             NewSlot::Architecture => "architecture",
             NewSlot::Searcher => "searcher",
+            NewSlot::Auditor => "auditor",
+            NewSlot::Transform => "transform",
         }
     }
 }

@@ -115,7 +115,11 @@ fn named(name: &str) -> Result<(), Diagnostic> {
 fn beside(slot: NewSlot) -> Vec<&'static Company> {
     let names: &[&str] = match slot {
         NewSlot::Trainer => &[],
-        NewSlot::Pruner | NewSlot::Architecture | NewSlot::Tuner => &["backprop"],
+        NewSlot::Pruner
+        | NewSlot::Architecture
+        | NewSlot::Tuner
+        | NewSlot::Auditor
+        | NewSlot::Transform => &["backprop"],
         NewSlot::Normalizer | NewSlot::NormalizerTracking => {
             &["policy-gradient", "modular-arithmetic"]
         }
@@ -253,6 +257,8 @@ fn summary(args: &New) -> String {
         NewSlot::Tuner => "Tuner",
         NewSlot::Architecture => "Architecture",
         NewSlot::Searcher => "Searcher",
+        NewSlot::Auditor => "Auditor",
+        NewSlot::Transform => "Transform",
     };
     format!("{slot}: what {} does, in one line", args.name)
 }
@@ -308,6 +314,16 @@ steps-per-epoch = 20
                     "source = \"digits\"\n",
                     "source = \"digits\"\nvalidation = 0.2\n"
                 )
+            ),
+        ),
+        NewSlot::Auditor | NewSlot::Transform => (
+            match args.slot {
+                NewSlot::Auditor => "Handwritten digits, two layers, and a look at the result.",
+                _ => "Handwritten digits, changed before they are learned.",
+            },
+            format!(
+                "{digits}\n[trainer]\nplugin = \"backprop\"\nwith = {{ lr = 0.1, momentum = 0.9 }}\n\n[[{}]]\nplugin = \"{name}\"\n",
+                args.slot.slot()
             ),
         ),
         NewSlot::Normalizer | NewSlot::NormalizerTracking => (
@@ -433,7 +449,11 @@ fn type_name(name: &str) -> String {
         "Vec",
         "Writer",
     ];
-    const ALSO: [&str; 18] = [
+    const ALSO: [&str; 22] = [
+        "Auditor",
+        "Derived",
+        "Report",
+        "Samples",
         "Architecture",
         "Build",
         "Dtype",

@@ -35,6 +35,10 @@ fn source(slot: NewSlot, template: Template) -> &'static str {
         (NewSlot::Searcher, Template::Example) => template!("searcher-example"),
         (NewSlot::Architecture, Template::Blank) => template!("architecture-blank"),
         (NewSlot::Architecture, Template::Example) => template!("architecture-example"),
+        (NewSlot::Auditor, Template::Blank) => template!("auditor-blank"),
+        (NewSlot::Auditor, Template::Example) => template!("auditor-example"),
+        (NewSlot::Transform, Template::Blank) => template!("transform-blank"),
+        (NewSlot::Transform, Template::Example) => template!("transform-example"),
     }
 }
 
