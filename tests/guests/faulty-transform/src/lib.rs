@@ -65,7 +65,9 @@ impl Transform for Faulty {
         let centred = samples.with("inputs", inputs.clone());
         let train = split.name == "train";
         let wrong = match self.settings.fault {
-            Fault::OtherShape if train => centred.with("inputs", inputs.reshape(&[-1, 16])),
+            Fault::OtherShape if train => {
+                centred.with("inputs", inputs.reshape(&[inputs.size(0) as i32, -1]))
+            }
             Fault::OtherCount if train => centred.with("inputs", inputs.slice(0, 0, 1)),
             Fault::ClassBeyond if train => centred.with("targets", samples.targets() + 1.0),
             Fault::NoSample if train => centred.rows(&Tensor::indices([])),
