@@ -5,10 +5,13 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use espalier_runtime::events::{Event, Schedule};
+use espalier_runtime::events::{Ending, Event, Observer, Schedule};
 use espalier_runtime::plan::OptionValue;
-use espalier_runtime::run;
+use espalier_runtime::run::{self, RunOptions};
+use espalier_runtime::runfile::{self, Overrides};
 use espalier_tests::lab::Lab;
 use espalier_tests::{espalier, workspace};
 use serde_json::Value;
@@ -170,6 +173,76 @@ trainer.lr = {{ low = 1e-4, high = 0.1, log = true }}
     assert!(found.lines == expected.lines, "schedule.jsonl differs");
     assert!(found.own == expected.own, "a member's metrics differ");
     assert_eq!(found, expected);
+}
+
+/// Asks the run to stop once so many generations are over.
+struct Stopper {
+    cancel: Arc<AtomicBool>,
+    after: usize,
+}
+
+impl Observer for Stopper {
+    fn event(&mut self, event: &Event) {
+        if matches!(event, Event::Generation(_)) {
+            self.after -= 1;
+            self.cancel.fetch_or(self.after == 0, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn asked_to_stop_it_stops_after_a_generation_and_goes_on_from_there() {
+    // Every round of the lottery takes the members back to an early step, one after another.
+    let file = r#"
+[data]
+source = "digits"
+validation = 0.2
+train-limit = 200
+[model]
+layers = [{ kind = "flatten" }, { kind = "linear", features = 16 }, { kind = "relu" }, { kind = "linear", features = 10 }]
+[schedule]
+steps = 20
+batch-size = 50
+[trainer]
+plugin = "backprop"
+[pruner]
+plugin = "lottery-ticket"
+with = { rounds = 2, rewind-step = 5 }
+[tuner]
+plugin = "pbt"
+members = 3
+every-steps = 7
+[tuner.space]
+"trainer.lr" = { low = 1e-3, high = 0.3, log = true }
+"#;
+    let lab = Lab::new("population-stopped");
+    let (whole, _) = lab.finish("whole", file, &[]);
+    let path = lab.folder().join("run.toml");
+    let plan = runfile::load(&path, &Overrides::default()).unwrap();
+    let cancel = Arc::new(AtomicBool::new(false));
+    let options = RunOptions {
+        out: Some(lab.out("parted")),
+        resume: None,
+        registry: workspace().join("registry.toml"),
+        cancel: cancel.clone(),
+    };
+    let mut stopper = Stopper { cancel, after: 3 };
+    let ending = run::execute(&plan, &options, &mut stopper).unwrap();
+    assert!(
+        matches!(ending, Ending::Interrupted { step: 21, .. }),
+        "{ending:?}"
+    );
+    let (ending, _) = lab.run("parted", file, &[], true);
+    let Ending::Finished(parted) = ending.unwrap() else {
+        panic!("it did not finish");
+    };
+    assert_eq!(parted.metrics, whole.metrics);
+    assert!(parted.metrics["sparsity"] > 0.1);
+    for name in ["metrics.jsonl", "schedule.jsonl", "schedule.json"] {
+        let text = |run: &str| std::fs::read_to_string(lab.out(run).join(name)).unwrap();
+        assert_eq!(text("parted"), text("whole"), "{name}");
+    }
+    assert_eq!(lab.digest("parted"), lab.digest("whole"));
 }
 
 fn knob(schedule: &Schedule, name: &str) -> String {

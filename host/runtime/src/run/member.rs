@@ -97,6 +97,10 @@ impl Runner<'_> {
         {
             let run = &mut *self.shared.run.borrow_mut();
             let model = run.models.get_mut(&ModelId::Main).ok_or_else(unknown)?;
+            // A model that was adopted since may be without the layer.
+            if model.infos().iter().all(|info| info.name != layer) {
+                return Ok(());
+            }
             let changed = model
                 .set_live(layer, setting, *value)
                 .map_err(|error| edge("a knob of the model could not be set", &error))?;
@@ -128,7 +132,7 @@ impl Runner<'_> {
     }
 
     /// The knobs again, after something has put other values in their place.
-    fn set_knobs_again(&mut self) -> Result<(), Diagnostic> {
+    pub(super) fn set_knobs_again(&mut self) -> Result<(), Diagnostic> {
         for (name, value) in self.knobs.clone() {
             self.set_knob(&name, &value)?;
         }

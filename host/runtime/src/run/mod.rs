@@ -1146,6 +1146,8 @@ impl<'a> Runner<'a> {
             ))
             .detail("because", shown(&refusal.message)));
         }
+        // The bytes of the tag hold the knobs of that time, which may be another member's.
+        self.set_knobs_again()?;
         let (step, round) = (self.progress.steps_done, self.progress.round.into());
         self.tell(Event::Rewound {
             plugin,
@@ -1198,7 +1200,8 @@ impl<'a> Runner<'a> {
 
     /// Makes an adopted model the run's.
     fn adopt(&mut self) -> Result<(), Diagnostic> {
-        let run = &mut *self.shared.run.borrow_mut();
+        let mut guard = self.shared.run.borrow_mut();
+        let run = &mut *guard;
         let Some(id) = run.adopt.take() else {
             return Ok(());
         };
@@ -1212,7 +1215,8 @@ impl<'a> Runner<'a> {
             run.mask_owners.clear();
             run.effective_owners.clear();
         }
-        Ok(())
+        drop(guard);
+        self.set_knobs_again()
     }
 
     /// Every plugin's bytes, all tensors and numbers.
