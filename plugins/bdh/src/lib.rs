@@ -65,8 +65,8 @@ impl Architecture for Bdh {
     type Options = Settings;
 
     fn new(_run: &RunInfo, settings: Settings) -> Result<Self, Error> {
-        let all = settings.neurons * settings.features;
-        if !all.is_multiple_of(2 * settings.heads) || all > 1 << 24 {
+        let all = settings.neurons.saturating_mul(settings.features);
+        if all > 1 << 24 || !all.is_multiple_of(settings.heads.saturating_mul(2)) {
             return Err(Error::invalid_option(format!(
                 "`neurons` x `features` = {all} must be at most {} and divide into {} heads of an even number each",
                 1 << 24,
