@@ -16,7 +16,7 @@ fn close(found: &[f64], expected: &[f64], slack: f64) {
 
 /// The direction of the highest frequency of eight steps, of norm 1.
 fn highest() -> Vec<f64> {
-    let sign = |t: usize| if t % 2 == 0 { 1.0 } else { -1.0 };
+    let sign = |t: usize| if t.is_multiple_of(2) { 1.0 } else { -1.0 };
     (0..8).map(|t| sign(t) / 8f64.sqrt()).collect()
 }
 
