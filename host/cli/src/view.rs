@@ -773,6 +773,55 @@ mod tests {
     }
 
     #[test]
+    fn a_generation_is_one_line_and_the_winners_way_a_table() {
+        use espalier_runtime::events::{Copied, Leader, ScheduleRow};
+        let generation = Generation {
+            generation: 2,
+            step: 64,
+            epoch: 4.0,
+            metric: "validation/accuracy".into(),
+            best: Some(Leader {
+                member: 7,
+                value: 0.91,
+            }),
+            mean: Some(0.8237),
+            unmeasured: 1,
+            copies: vec![Copied { member: 3, from: 7 }],
+            seconds: 0.064,
+        };
+        assert_eq!(
+            generation_line(&generation),
+            "generation 2    epoch 4      validation/accuracy best 91.00 % (member 7)  mean 82.37 %  \
+             1 not finite  1 copy  64 ms"
+        );
+        let row = |generation: u64, member, copied_from, lr| ScheduleRow {
+            generation,
+            from_epoch: 2.0 * (generation as f64 - 1.0),
+            to_epoch: 2.0 * generation as f64,
+            member,
+            copied_from,
+            knobs: vec![("trainer.lr".into(), OptionValue::Float(lr))],
+            value: Some(0.3 * generation as f64),
+        };
+        let schedule = Schedule {
+            member: 1,
+            metric: "validation/accuracy".into(),
+            value: Some(0.9),
+            rows: vec![
+                row(1, 4, None, 0.0616),
+                row(2, 4, None, 0.0616),
+                row(3, 1, Some(4), 2.4e-5),
+            ],
+        };
+        let want = "
+winner  member 1, validation/accuracy 90.00 %
+  epochs  member  copied from  trainer.lr  validation/accuracy
+     0-4       4            -      0.0616              60.00 %
+     4-6       1            4     2.40e-5              90.00 %";
+        assert_eq!(schedule_lines(&schedule).join("\n"), want);
+    }
+
+    #[test]
     fn the_closing_table_shows_metrics_and_what_each_plugin_cost() {
         let metrics = [
             ("sparsity", 0.9),
