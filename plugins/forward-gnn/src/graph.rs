@@ -83,12 +83,7 @@ impl Graph {
     /// The edges, and one in both directions between each of some nodes and the virtual node of its class; virtual nodes
     /// have the numbers behind the others.
     pub fn with_virtual(&self, wired: &[(u64, u64)]) -> Vec<Edge> {
-        let mut edges = self.edges.clone();
-        for &(node, class) in wired {
-            edges.push((node, self.nodes + class));
-            edges.push((self.nodes + class, node));
-        }
-        edges
+        joined(&self.edges, self.nodes, wired)
     }
 
     /// Training nodes with their labels.
@@ -181,6 +176,16 @@ impl Operator {
     }
 }
 
+/// Edges, and both directions between each node of `wired` and number `nodes` + its class.
+fn joined(edges: &[Edge], nodes: u64, wired: &[(u64, u64)]) -> Vec<Edge> {
+    let both = |&(node, class): &(u64, u64)| [(node, nodes + class), (nodes + class, node)];
+    edges
+        .iter()
+        .copied()
+        .chain(wired.iter().flat_map(both))
+        .collect()
+}
+
 /// Weights of edges and of the nodes themselves.
 fn weights(nodes: usize, edges: &[Edge]) -> (Vec<f64>, Vec<f64>) {
     let mut degree = vec![1.0f64; nodes];
@@ -195,6 +200,14 @@ fn weights(nodes: usize, edges: &[Edge]) -> (Vec<f64>, Vec<f64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_training_node_is_joined_to_its_class_in_both_directions() {
+        let edges = [(0, 1), (1, 0), (1, 2), (2, 1)];
+        let all = joined(&edges, 3, &[(0, 1), (2, 0)]);
+        assert_eq!(all.len(), edges.len() + 2 * 2);
+        assert_eq!(all[4..], [(0, 4), (4, 0), (2, 3), (3, 2)]);
+    }
 
     #[test]
     fn two_nodes_and_an_edge_share_all() {
