@@ -92,10 +92,7 @@ fn what_a_transform_may_not_make_of_the_data_is_said_in_words() {
         ("class-beyond", "there are 10 classes"),
         ("no-sample", "has no sample"),
         ("taken-name", "a split `test` exists already"),
-        (
-            "shuffles-batches",
-            "its samples are others, or in another order",
-        ),
+        ("shuffles-batches", "made another batch of a training batch"),
     ] {
         let file = format!("{BASE}{TRANSFORM}with = {{ fault = \"{fault}\" }}\n");
         let (result, _) = lab.run(fault, &file, &[], false);
