@@ -117,6 +117,25 @@ fn a_program_serves_tensors_that_lie_anywhere() {
     assert!(same_bits(&found[0], &step(&[inner]).unwrap()[0]));
 }
 
+fn spectra(t: &[Tensor]) -> Result<Vec<Tensor>> {
+    let filtered = ops::multiply(&ops::rfft(&t[0], 1)?, &t[1])?;
+    let series = ops::tanh(&ops::irfft(&filtered, 16, 1)?)?;
+    with_gradients(mean(&series)?, t, 1)
+}
+
+#[test]
+fn spectra_and_their_gradients_keep_their_bits() {
+    for n in [1, 2] {
+        threads::Pool::new(n).unwrap().install(|| {
+            drop(check(&spectra, &|seed| {
+                let mut all = vec![values(seed, &[300, 16, 3])];
+                all.extend(leaves(seed, &[&[9, 3, 2]]));
+                all
+            }));
+        });
+    }
+}
+
 #[test]
 fn convolution_and_pooling_keep_their_bits() {
     let step: StepFn = &|t| {
