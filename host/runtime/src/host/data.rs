@@ -11,6 +11,7 @@ use super::bindings::trainer::espalier::plugin::data::{
 use super::bindings::trainer::espalier::plugin::run::StepInfo;
 use super::bindings::trainer::espalier::plugin::{data_publish, log};
 use super::guest::{Guest, misuse, named, told};
+use super::session::{Cause, Death};
 use super::tensors::{wit_dtype, wit_shape};
 use crate::data::{self as store, Order, Split, StreamId};
 use crate::events::{Event, Level};
@@ -62,10 +63,21 @@ impl Guest {
             let before = batch.clone();
             batch = transform.apply(batch, at).map_err(wasmtime::Error::new)?;
             if let Some(problem) = unlike(&before, &batch) {
-                let name = &transform.guest().name;
-                return misuse(format!(
-                    "transform `{name}` made another batch of a training batch: {problem}"
-                ));
+                // The transform's own fault, not that of the trainer which asked for the batch.
+                let name = transform.guest().name.clone();
+                return Err(wasmtime::Error::new(Death {
+                    call: "apply",
+                    cause: Cause::Other,
+                    what: "was stopped".into(),
+                    details: vec![(
+                        "because".into(),
+                        format!("`{name}` made another batch of a training batch: {problem}"),
+                    )],
+                    help: Some(
+                        "give the same samples back, in their order and of their shapes".into(),
+                    ),
+                    plugin: name,
+                }));
             }
         }
         Ok(batch)
