@@ -267,6 +267,19 @@ impl Bench {
         })
     }
 
+    /// What forward passes use for a parameter, and what products pass gradients back through.
+    ///
+    /// # Panics
+    /// If there is no such parameter.
+    pub fn used(&self, name: &str) -> (Vec<f64>, Vec<f64>) {
+        self.with(name, |set, name| {
+            let forward = set.value(name).expect("a parameter");
+            let backward = forward.backward_value().unwrap_or(&forward);
+            let numbers = |t: &Tensor| t.to_list().expect("its numbers");
+            (numbers(&forward), numbers(backward))
+        })
+    }
+
     /// Replaces a parameter's mask.
     ///
     /// # Panics

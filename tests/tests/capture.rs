@@ -147,3 +147,17 @@ fn a_step_with_randomness_or_running_statistics_says_why_it_is_not_captured() {
         assert_eq!(said, [expected]);
     }
 }
+
+#[test]
+fn other_values_forward_and_backward_change_between_replays() {
+    let lab = Lab::new("capture-effective");
+    let layers = r#"[{ kind = "flatten" }, { kind = "linear", features = 24 }, { kind = "relu" }, { kind = "linear", features = 16 }, { kind = "relu" }, { kind = "linear", features = 10 }]"#;
+    for method in ["bdwp", "sr-ste", "sdwp"] {
+        let more = format!("[pruner]\nplugin = \"bdwp\"\nwith = {{ method = \"{method}\" }}\n");
+        assert_eq!(
+            both(&lab, layers, OPTIMISERS[1], &more),
+            [""; 0],
+            "{method}"
+        );
+    }
+}

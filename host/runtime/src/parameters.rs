@@ -564,6 +564,12 @@ impl ParameterSet {
         Ok(entry.value.clone())
     }
 
+    /// Whether another value stands for the parameter, forward or backward.
+    pub fn is_effective(&self, name: &str) -> bool {
+        let entry = self.find(name).map(|at| &self.entries[at]);
+        entry.is_ok_and(|entry| entry.effective.is_some())
+    }
+
     /// Whether gradients go back through another value than the forward one, by place.
     pub fn has_backward(&self, place: usize) -> bool {
         let entry = self.entries.get(place);

@@ -10,6 +10,7 @@ use crate::options::OptionKind;
 use crate::parameters::{Kind, ParameterSet};
 use crate::plan::OptionValue;
 use crate::run::Runner;
+use espalier_tensor::Tensor;
 
 /// What the ordinary run showed.
 struct Seen {
@@ -123,11 +124,8 @@ fn look(set: &ParameterSet) -> Masks {
         if prunable {
             masks.prunable += info.shape.iter().map(|&n| n as u64).product::<u64>();
         }
-        let Ok(Some(mask)) = set.mask(&info.name) else {
-            continue;
-        };
-        let mask = mask.to_list().unwrap_or_default();
-        if !prunable {
+        let (mask, effective) = (set.mask(&info.name), set.is_effective(&info.name));
+        if !prunable && (effective || matches!(mask, Ok(Some(_)))) {
             let why = if info.trainable {
                 ""
             } else {
@@ -135,6 +133,14 @@ fn look(set: &ParameterSet) -> Masks {
             };
             masks.forbidden = Some(format!("`{}` of kind {}{why}", info.name, info.kind));
         }
+        if effective && prunable {
+            // Forward passes do without them, and the values stay: nothing of them has to be 0.
+            masks.pruned += unused(&mut set.duplicate(), &info.name);
+        }
+        let Ok(Some(mask)) = mask else {
+            continue;
+        };
+        let mask = mask.to_list().unwrap_or_default();
         let values = set.stored(&info.name).and_then(|value| {
             value
                 .to_list()
@@ -157,6 +163,20 @@ fn look(set: &ParameterSet) -> Masks {
     masks
 }
 
+/// How many weights are not 0 themselves and 0 in the forward pass, without those that a mask hides.
+fn unused(set: &mut ParameterSet, name: &str) -> u64 {
+    let numbers = |t: &Tensor| t.to_list().unwrap_or_default();
+    let mask = set.mask(name).ok().flatten();
+    let hidden = mask.map(|mask| numbers(&mask)).unwrap_or_default();
+    let stored = set.stored(name).map(numbers).unwrap_or_default();
+    let used = set.value(name).map(|t| numbers(&t)).unwrap_or_default();
+    let pairs = stored.iter().zip(&used).enumerate();
+    let unused = pairs.filter(|(i, (stored, used))| {
+        **stored != 0.0 && **used == 0.0 && hidden.get(*i).is_none_or(|live| *live != 0.0)
+    });
+    unused.count() as u64
+}
+
 /// Sends the last step's event and the stage's once more.
 fn again(runner: &mut Runner) -> Result<Option<String>, Stop> {
     let heard = |runner: &Runner| {
@@ -175,12 +195,16 @@ fn again(runner: &mut Runner) -> Result<Option<String>, Stop> {
     };
     let digest = |runner: &Runner| {
         main_set(runner, |set| {
+            let mut set = set.duplicate();
             let masks: Vec<_> = set
                 .infos()
                 .iter()
                 .map(|info| {
+                    let numbers = |t: Tensor| t.to_list().ok();
                     let mask = set.mask(&info.name).ok().flatten();
-                    mask.and_then(|mask| mask.to_list().ok())
+                    let used = set.value(&info.name).ok();
+                    let used = used.filter(|_| set.is_effective(&info.name));
+                    (mask.and_then(numbers), used.and_then(numbers))
                 })
                 .collect();
             masks
