@@ -399,3 +399,59 @@ fn a_second_plugin_that_masks_beside_it_is_heard_and_one_that_sets_the_same_is_r
         .unwrap_or_default();
     assert!(said.contains("one plugin"), "{said}");
 }
+
+#[test]
+fn the_example_thins_an_architecture_that_learns_a_language() {
+    let path = workspace().join("examples/bdh-bdwp.toml");
+    let lab = Lab::new("bdwp-bdh");
+    let sets = [
+        (
+            "architecture.with",
+            "{ features = 16, heads = 2, neurons = 4, layers = 2 }",
+        ),
+        ("schedule.steps", "30"),
+        ("schedule.batch-size", "4"),
+        ("data.context", "16"),
+        ("data.test-limit", "8"),
+        ("trainer.with.lr", "0.01"),
+    ];
+    let overrides = Overrides {
+        sets: sets.map(|(k, v)| (k.into(), v.into())).to_vec(),
+        ..Overrides::default()
+    };
+    let plan = runfile::load(&path, &overrides).unwrap_or_else(|error| panic!("{error}"));
+    let options = RunOptions {
+        out: Some(lab.out("run")),
+        resume: None,
+        registry: workspace().join("registry.toml"),
+        cancel: Arc::new(AtomicBool::new(false)),
+    };
+    let mut events: Vec<Event> = Vec::new();
+    let ending =
+        run::execute(&plan, &options, &mut events).unwrap_or_else(|error| panic!("{error}"));
+    let Ending::Finished(finished) = ending else {
+        panic!("{ending:?}")
+    };
+    // 256 bytes alike would be 8 bits each.
+    assert!(
+        finished.metrics["test/bits-per-byte"] < 7.5,
+        "{:?}",
+        finished.metrics
+    );
+    let mut set = run::parameters_of(&lab.out("run")).unwrap();
+    for name in ["encoder", "value-encoder", "decoder"] {
+        let leaf = set.value(name).unwrap();
+        let used = [
+            leaf.to_list().unwrap(),
+            leaf.backward_value().unwrap().to_list().unwrap(),
+        ];
+        for used in used {
+            assert_eq!(
+                2 * live(&used).iter().filter(|x| **x).count(),
+                used.len(),
+                "{name}"
+            );
+        }
+    }
+    assert!(!set.is_effective("head"));
+}

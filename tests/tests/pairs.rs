@@ -14,6 +14,7 @@ fn hurried(pruner: &str) -> &'static str {
     match pruner {
         "magnitude" => "sparsity = 0.8, every-steps = 5",
         "granet" => "sparsity = 0.8, every-steps = 5",
+        "bdwp" => "n = 1, dense-first = false, dense-last = false",
         "lottery-ticket" => "rounds = 3, rate = 0.4",
         other => panic!("no options for the new pruner `{other}`: add them here"),
     }
@@ -118,11 +119,16 @@ with = {{ {options} }}
                     .filter(|e| matches!(e, Event::Warning { .. }))
                     .collect::<Vec<_>>()
             );
-            let set = run::parameters_of(&lab.out("run")).unwrap();
+            let mut set = run::parameters_of(&lab.out("run")).unwrap();
             let (mut masked, mut total) = (0u64, 0u64);
             for info in set.infos().iter().filter(|i| i.kind == Kind::Weight) {
                 let values = set.stored(&info.name).unwrap().to_list().unwrap();
                 total += values.len() as u64;
+                if set.is_effective(&info.name) {
+                    // Forward passes do without them; the stored ones go on learning.
+                    let used = set.value(&info.name).unwrap().to_list().unwrap();
+                    masked += used.iter().filter(|x| **x == 0.0).count() as u64;
+                }
                 let Some(mask) = set.mask(&info.name).unwrap() else {
                     continue;
                 };
