@@ -371,7 +371,7 @@ fn a_resumed_run_ends_as_one_that_was_not_interrupted() {
 }
 
 #[test]
-fn a_second_plugin_that_masks_beside_it_is_heard_and_one_that_sets_the_same_is_refused() {
+fn a_second_plugin_may_mask_beside_it() {
     let lab = Lab::new("bdwp-two");
     let pruners =
         |second: &str| DIGITS.replace("[pruner]", &format!("[[pruner]]\n{second}\n[[pruner]]"));
@@ -387,17 +387,6 @@ fn a_second_plugin_that_masks_beside_it_is_heard_and_one_that_sets_the_same_is_r
     let used = set.value("linear2.weight").unwrap().to_list().unwrap();
     assert!(live(&used).iter().filter(|x| **x).count() <= 384 / 4);
     assert!(set.mask("linear2.weight").unwrap().is_some());
-    let (result, _) = lab.run(
-        "twice",
-        &pruners("plugin = \"bdwp\"\nwith = { n = 1 }"),
-        &[],
-        false,
-    );
-    let said = result
-        .err()
-        .map(|error| error.to_string())
-        .unwrap_or_default();
-    assert!(said.contains("one plugin"), "{said}");
 }
 
 #[test]
