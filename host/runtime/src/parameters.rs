@@ -773,18 +773,15 @@ impl ParameterSet {
     /// Before anything changes: unknown or repeated names, frozen parameters, buffers, a gradient of
     /// another shape or dtype, lists of different lengths.
     pub fn sgd(&mut self, names: &[String], grads: &[Tensor], how: &Sgd) -> Result<()> {
-        let mut chosen = self.chosen("sgd", names, grads)?;
-        let mut parts: Vec<SgdPart> = chosen
-            .iter_mut()
-            .map(|(entry, grad)| SgdPart {
-                value: &mut entry.value,
-                grad,
-                buf: &mut entry.momentum,
-                mask: pruned(&entry.mask),
-            })
-            .collect();
+        let plan = self.plan_update("sgd", names, grads)?;
+        let mut parts = self.parts(&plan, |entry, grad| SgdPart {
+            value: &mut entry.value,
+            grad,
+            buf: &mut entry.momentum,
+            mask: pruned(&entry.mask),
+        });
         let done = optim::sgd_steps(&mut parts, how);
-        done.map_err(|(at, source)| chosen[at].0.fail("sgd")(source))
+        done.map_err(|(at, source)| self.entries[plan[at].0].fail("sgd")(source))
     }
 
     /// One step of Adam or AdamW on the named parameters; others stay untouched.
@@ -792,46 +789,42 @@ impl ParameterSet {
     /// # Errors
     /// As [`ParameterSet::sgd`].
     pub fn adam(&mut self, names: &[String], grads: &[Tensor], how: &Adam) -> Result<()> {
-        let mut chosen = self.chosen("adam", names, grads)?;
-        let mut parts: Vec<AdamPart> = chosen
-            .iter_mut()
-            .map(|(entry, grad)| AdamPart {
-                value: &mut entry.value,
-                grad,
-                m: &mut entry.adam_m,
-                v: &mut entry.adam_v,
-                step: entry.adam_steps + 1,
-                mask: pruned(&entry.mask),
-            })
-            .collect();
+        let plan = self.plan_update("adam", names, grads)?;
+        let mut parts = self.parts(&plan, |entry, grad| AdamPart {
+            value: &mut entry.value,
+            grad,
+            m: &mut entry.adam_m,
+            v: &mut entry.adam_v,
+            step: entry.adam_steps + 1,
+            mask: pruned(&entry.mask),
+        });
         let done = optim::adam_steps(&mut parts, how);
-        done.map_err(|(at, source)| chosen[at].0.fail("adam")(source))?;
-        for (entry, _) in chosen {
-            entry.adam_steps += 1;
+        done.map_err(|(at, source)| self.entries[plan[at].0].fail("adam")(source))?;
+        for (at, _) in plan {
+            self.entries[at].adam_steps += 1;
         }
         Ok(())
     }
 
-    /// The entries of an update that [`Self::plan_update`] allows, each with its gradient. Their leaves are gone:
+    /// What an update that [`Self::plan_update`] allows makes of its entries, in their order. Their leaves are gone:
     /// a leaf shares the value's storage, and the step would have to copy it.
-    fn chosen<'a>(
+    fn parts<'a, T>(
         &'a mut self,
-        operation: &'static str,
-        names: &[String],
-        grads: &'a [Tensor],
-    ) -> Result<Vec<(&'a mut Entry, &'a Tensor)>> {
-        let mut grad_of = vec![None; self.entries.len()];
-        for (at, grad) in self.plan_update(operation, names, grads)? {
-            grad_of[at] = Some(grad);
+        plan: &[(usize, &'a Tensor)],
+        part: impl Fn(&'a mut Entry, &'a Tensor) -> T,
+    ) -> Vec<T> {
+        let mut parts = Vec::with_capacity(plan.len());
+        let (mut rest, mut passed) = (&mut self.entries[..], 0);
+        for &(at, grad) in plan {
+            let from = std::mem::take(&mut rest);
+            let Some((entry, after)) = from[at - passed..].split_first_mut() else {
+                break;
+            };
+            entry.leaf = None;
+            parts.push(part(entry, grad));
+            (rest, passed) = (after, at + 1);
         }
-        let entries = self.entries.iter_mut().zip(grad_of);
-        let chosen = entries.filter_map(|(entry, grad)| {
-            grad.map(|grad| {
-                entry.leaf = None;
-                (entry, grad)
-            })
-        });
-        Ok(chosen.collect())
+        parts
     }
 
     /// Checks that the names exist and differ.
@@ -1026,7 +1019,7 @@ impl ParameterSet {
         })
     }
 
-    /// Checks an update as a whole, so that a refused call has changed nothing.
+    /// Checks an update as a whole, so that a refused call has changed nothing; the places in the set, ascending.
     fn plan_update<'a>(
         &self,
         operation: &'static str,
@@ -1040,18 +1033,29 @@ impl ParameterSet {
                 grads: grads.len(),
             });
         }
-        let mut seen = vec![false; self.entries.len()];
-        let mut plan = Vec::with_capacity(names.len());
+        let mut plan: Vec<(usize, &Tensor)> = Vec::with_capacity(names.len());
+        // Names mostly come in the set's order; then no two can be the same.
+        let mut seen: Option<Vec<bool>> = None;
         for (name, grad) in names.iter().zip(grads) {
             let at = self.find(name)?;
             self.entries[at].check_updatable(operation, grad)?;
-            if std::mem::replace(&mut seen[at], true) {
+            if seen.is_none() && plan.last().is_some_and(|&(last, _)| at <= last) {
+                let mut all = vec![false; self.entries.len()];
+                plan.iter().for_each(|&(at, _)| all[at] = true);
+                seen = Some(all);
+            }
+            if let Some(seen) = &mut seen
+                && std::mem::replace(&mut seen[at], true)
+            {
                 return Err(Error::Twice {
                     operation,
                     name: name.clone(),
                 });
             }
             plan.push((at, grad));
+        }
+        if seen.is_some() {
+            plan.sort_unstable_by_key(|&(at, _)| at);
         }
         Ok(plan)
     }

@@ -154,6 +154,29 @@ impl<T> Counted<T> {
     }
 }
 
+/// Two values behind one pointer.
+#[repr(C)]
+pub(crate) struct Pair<A, B>(pub(crate) A, pub(crate) B);
+
+impl<A, B> Counted<Pair<A, B>> {
+    /// As [`new`](Counted::new), each value written where it stays: a pair of more than 128 bytes would be put together
+    /// elsewhere and moved by a call.
+    pub(crate) fn pair(a: A, b: B) -> Counted<Pair<A, B>> {
+        let cell = take(Self::SIZE).cast::<Value<Pair<A, B>>>();
+        let to = cell.as_ptr();
+        // SAFETY: fresh memory, large enough and aligned (checked at compile time above); every field is written.
+        unsafe {
+            (&raw mut (*to).count).write(AtomicUsize::new(1));
+            (&raw mut (*to).value.0).write(a);
+            (&raw mut (*to).value.1).write(b);
+        }
+        Counted {
+            cell,
+            _owns: PhantomData,
+        }
+    }
+}
+
 impl<T> Deref for Counted<T> {
     type Target = T;
     fn deref(&self) -> &T {

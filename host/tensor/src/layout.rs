@@ -103,14 +103,27 @@ pub(crate) fn count(op: &'static str, shape: &[usize]) -> Result<usize> {
 }
 
 impl Layout {
-    /// Row-major from offset 0.
-    #[inline]
-    pub(crate) fn dense(op: &'static str, shape: &[usize]) -> Result<Layout> {
-        let mut layout = Layout {
+    /// Of one element, at offset 0.
+    pub(crate) const fn scalar() -> Layout {
+        Layout {
             shape: Dims::empty(),
             strides: Dims::empty(),
             offset: 0,
-        };
+        }
+    }
+
+    /// Row-major from offset 0.
+    #[inline]
+    pub(crate) fn dense(op: &'static str, shape: &[usize]) -> Result<Layout> {
+        let mut layout = Layout::scalar();
+        layout.become_dense(op, shape)?;
+        Ok(layout)
+    }
+
+    /// As [`dense`](Layout::dense), in place; `self` is a [`scalar`](Layout::scalar)'s.
+    #[inline]
+    pub(crate) fn become_dense(&mut self, op: &'static str, shape: &[usize]) -> Result<()> {
+        let layout = self;
         if shape.len() > MAX_RANK {
             return Err(Error::Rank {
                 op,
@@ -134,7 +147,7 @@ impl Layout {
             // Says what is wrong, or bounds the empty.
             count(op, shape)?;
         }
-        Ok(layout)
+        Ok(())
     }
 
     /// The number of elements.

@@ -72,6 +72,7 @@ pub mod ops;
 pub mod optim;
 pub mod random;
 mod simd;
+mod small;
 mod storage;
 mod team;
 mod tensor;

@@ -104,7 +104,7 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 
 /// `x[n, in]` times `w[in, out]`, plus `bias[out]`: [n, out]. Records no graph.
 ///
-/// Up to 512 inputs and from two rows on, a row of the result has the same bits whatever rows stand beside it,
+/// From 3 to 512 inputs and from two rows on, a row of the result has the same bits whatever rows stand beside it,
 /// which [`linear`] with its weight the other way round does not promise.
 ///
 /// # Errors

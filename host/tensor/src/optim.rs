@@ -8,7 +8,7 @@ use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
 use crate::lanes::{Real, simd_fn};
 use crate::tensor::Tensor;
-use crate::threads::{for_items, is_parallel};
+use crate::threads::{SERIAL_LIMIT, for_items, is_parallel};
 
 /// Options of [`sgd_step`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,13 +108,22 @@ pub fn sgd_steps(parts: &mut [SgdPart], options: &Sgd) -> std::result::Result<()
         Vec::with_capacity(parts.len()),
         SgdStep {
             options,
-            first: Vec::with_capacity(parts.len()),
+            first: Vec::new(),
         },
     );
     for (i, part) in parts.iter_mut().enumerate() {
-        step.first.push(part.buf.is_none());
+        if options.momentum != 0.0 {
+            step.first.push(part.buf.is_none());
+        }
         let ready = prepare(OP, part.value, part.grad, part.mask, step.states(part.buf));
         sources.push(ready.map_err(|error| (i, error))?);
+    }
+    if parts.iter().map(|part| part.value.numel()).sum::<usize>() <= SERIAL_LIMIT {
+        for (i, (part, source)) in parts.iter_mut().zip(&sources).enumerate() {
+            let states = step.states(part.buf);
+            whole(OP, i, part.value, source, states, &step).map_err(|error| (i, error))?;
+        }
+        return Ok(());
     }
     let mut blocks = Blocks::default();
     for (i, (part, source)) in parts.iter_mut().zip(&sources).enumerate() {
@@ -194,6 +203,13 @@ pub fn adam_steps(
         let states = [Some(&mut *part.m), Some(&mut *part.v)];
         let ready = prepare(OP, part.value, part.grad, part.mask, states);
         sources.push(ready.map_err(|error| (i, error))?);
+    }
+    if parts.iter().map(|part| part.value.numel()).sum::<usize>() <= SERIAL_LIMIT {
+        for (i, (part, source)) in parts.iter_mut().zip(&sources).enumerate() {
+            let states = [Some(&mut *part.m), Some(&mut *part.v)];
+            whole(OP, i, part.value, source, states, &step).map_err(|error| (i, error))?;
+        }
+        return Ok(());
     }
     let mut blocks = Blocks::default();
     for (i, (part, source)) in parts.iter_mut().zip(&sources).enumerate() {
@@ -283,6 +299,34 @@ impl<'a> Blocks<'a> {
     }
 }
 
+/// Runs the step, and then the mask, over one parameter, without lists of pieces.
+fn whole(
+    op: &'static str,
+    part: usize,
+    value: &mut Tensor,
+    sources: &Sources,
+    [a, b]: [Option<&mut Option<Tensor>>; 2],
+    step: &impl Step,
+) -> Result<()> {
+    with_float!(op, value.dtype(), T => {
+        let mut block = Block::<T> {
+            part,
+            at: 0,
+            value: slice_mut(op, value)?,
+            grad: sources.grad.data()?,
+            states: [&mut [], &mut []],
+        };
+        for (state, place) in [a, b].into_iter().zip(&mut block.states) {
+            if let Some(state) = state.and_then(Option::as_mut) {
+                *place = slice_mut(op, state)?;
+            }
+        }
+        step.run(&mut block);
+        sources.mask.over(block);
+    });
+    Ok(())
+}
+
 fn cut<'a, T: Element>(
     blocks: &mut Vec<Block<'a, T>>,
     op: &'static str,
@@ -328,11 +372,7 @@ fn run<T: Real + Element>(
         || (),
         |(), _, mut block| {
             step.run(&mut block);
-            let mask = &sources[block.part].mask;
-            let [a, b] = block.states;
-            for out in [block.value, a, b] {
-                mask.apply(block.at, out);
-            }
+            sources[block.part].mask.over(block);
         },
     );
 }
@@ -344,7 +384,7 @@ trait Step: Sync {
 
 struct SgdStep<'a> {
     options: &'a Sgd,
-    /// Of each parameter, whether its buffer is new.
+    /// Of each parameter, whether its buffer is new; empty without momentum.
     first: Vec<bool>,
 }
 
@@ -463,6 +503,17 @@ impl Mask {
             Some(m) if m.dtype() == DType::Bool => Mask::Bool(m.dense(op)?),
             Some(m) => Mask::Number(m.dense(op)?),
         })
+    }
+
+    /// Zeros value and states of a piece where the mask is 0.
+    fn over<T: Real + Element>(&self, block: Block<T>) {
+        if matches!(self, Mask::None) {
+            return;
+        }
+        let [a, b] = block.states;
+        for out in [block.value, a, b] {
+            self.apply(block.at, out);
+        }
     }
 
     /// Zeros `out` where the mask of elements `first..` is 0.

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::autograd::{self, Node};
 use crate::capture;
 use crate::copy::copy_out;
-use crate::counted::Counted;
+use crate::counted::{Counted, Pair};
 use crate::dtype::{DType, Element, with_element};
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Walk, count};
@@ -13,13 +13,12 @@ use crate::storage::{Storage, zeroed_vec};
 
 /// A handle to a tensor. Cloning it copies no elements; the elements never change while it is shared.
 #[derive(Clone)]
-pub struct Tensor(Counted<Place>);
+pub struct Tensor(Counted<Pair<Place, Layout>>);
 
-/// What a handle names: elements, how they lie, and what made them. Behind one pointer, because handles are moved
-/// far more often than made.
+/// What a handle names beside how the elements lie: them, and what made them. Behind one pointer, because handles are
+/// moved far more often than made.
 struct Place {
     storage: Counted<Storage>,
-    layout: Layout,
     node: Option<Counted<Node>>,
 }
 
@@ -144,7 +143,8 @@ impl Tensor {
         shape: &[usize],
         fill: impl FnOnce(&mut [E]),
     ) -> Result<Tensor> {
-        let (layout, mut storage) = blank::<E>(op, shape)?;
+        let mut layout = Layout::scalar();
+        let mut storage = blank::<E>(op, shape, &mut layout)?;
         if let Some(out) = storage.slice_mut::<E>() {
             fill(out);
         }
@@ -158,7 +158,8 @@ impl Tensor {
         shape: &[usize],
         write_all: impl FnOnce(&mut [E]),
     ) -> Result<Tensor> {
-        let (layout, mut storage) = unset::<E>(op, shape)?;
+        let mut layout = Layout::scalar();
+        let mut storage = unset::<E>(op, shape, &mut layout)?;
         if let Some(out) = storage.slice_mut::<E>() {
             write_all(out);
         }
@@ -171,7 +172,8 @@ impl Tensor {
         shape: &[usize],
         fill: impl FnOnce(&mut [E]) -> Result<()>,
     ) -> Result<Tensor> {
-        let (layout, mut storage) = blank::<E>(op, shape)?;
+        let mut layout = Layout::scalar();
+        let mut storage = blank::<E>(op, shape, &mut layout)?;
         if let Some(out) = storage.slice_mut::<E>() {
             fill(out)?;
         }
@@ -186,31 +188,31 @@ impl Tensor {
     }
 
     fn at(storage: Counted<Storage>, layout: Layout, node: Option<Counted<Node>>) -> Tensor {
-        Tensor(Counted::new(Place {
-            storage,
-            layout,
-            node,
-        }))
+        Tensor(Counted::pair(Place { storage, node }, layout))
+    }
+
+    fn place(&self) -> &Place {
+        &self.0.0
     }
 
     /// Sizes of the axes; empty for a scalar.
     pub fn shape(&self) -> &[usize] {
-        &self.0.layout.shape
+        &self.layout().shape
     }
 
     /// The number of axes.
     pub fn rank(&self) -> usize {
-        self.0.layout.shape.len()
+        self.layout().shape.len()
     }
 
     /// The number of elements.
     pub fn numel(&self) -> usize {
-        self.0.layout.numel()
+        self.layout().numel()
     }
 
     /// The element type.
     pub fn dtype(&self) -> DType {
-        self.0.storage.dtype()
+        self.place().storage.dtype()
     }
 
     /// Bytes the elements take when contiguous. A view may hold more (its base) or less (a broadcast).
@@ -220,25 +222,25 @@ impl Tensor {
 
     /// Whether the elements lie row-major without gaps.
     pub fn is_contiguous(&self) -> bool {
-        self.0.layout.is_dense()
+        self.layout().is_dense()
     }
 
     /// Whether gradients flow into this tensor.
     pub fn requires_grad(&self) -> bool {
-        self.0.node.is_some()
+        self.place().node.is_some()
     }
 
     /// Whether no operation made this tensor, as far as gradients know.
     pub fn is_leaf(&self) -> bool {
-        self.0.node.as_ref().is_none_or(|n| n.is_leaf())
+        self.place().node.as_ref().is_none_or(|n| n.is_leaf())
     }
 
     /// The same elements without a place in the graph.
     pub fn detach(&self) -> Tensor {
-        if self.0.node.is_none() {
+        if self.place().node.is_none() {
             return self.clone();
         }
-        Tensor::at(self.0.storage.clone(), self.0.layout, None)
+        Tensor::at(self.place().storage.clone(), *self.layout(), None)
     }
 
     /// The same elements as a new leaf that gradients flow into. A tensor of integers or truth values
@@ -248,7 +250,7 @@ impl Tensor {
             return self.detach();
         }
         let node = Some(Node::leaf(self));
-        Tensor::at(self.0.storage.clone(), self.0.layout, node)
+        Tensor::at(self.place().storage.clone(), *self.layout(), node)
     }
 
     /// As [`with_requires_grad`](Tensor::with_requires_grad), with another value for the way back: where this
@@ -280,7 +282,7 @@ impl Tensor {
 
     /// What [`with_backward`](Tensor::with_backward) gave this leaf, or the leaf that this tensor is a view of.
     pub fn backward_value(&self) -> Option<&Tensor> {
-        self.0.node.as_ref()?.backward()
+        self.place().node.as_ref()?.backward()
     }
 
     /// This tensor as a product's gradient rule multiplies by it.
@@ -317,7 +319,7 @@ impl Tensor {
     fn copied(&self, op: &'static str) -> Result<Tensor> {
         let out = with_element!(self.dtype(), E => {
             let source = self.storage_slice::<E>(op)?;
-            Tensor::build_unset::<E>(op, self.shape(), |out| copy_out(source, &self.0.layout, out))
+            Tensor::build_unset::<E>(op, self.shape(), |out| copy_out(source, self.layout(), out))
         })?;
         capture::note("copy", &[], &[self], &out, || |t| t[0].copied("copy"));
         Ok(out)
@@ -327,7 +329,7 @@ impl Tensor {
     fn walk(&self) -> Walk<1> {
         Walk::new(
             self.shape(),
-            [(&self.0.layout.strides, self.0.layout.offset)],
+            [(&self.layout().strides, self.layout().offset)],
         )
     }
 
@@ -347,15 +349,18 @@ impl Tensor {
         if n == 0 {
             return Ok(&[]);
         }
-        Ok(&all[self.0.layout.offset..self.0.layout.offset + n])
+        Ok(&all[self.layout().offset..self.layout().offset + n])
     }
 
     /// The whole storage, which a layout's offset and strides index.
     pub(crate) fn storage_slice<E: Element>(&self, op: &'static str) -> Result<&[E]> {
-        self.0.storage.slice::<E>().ok_or_else(|| Error::Internal {
-            op,
-            problem: format!("elements are {}, not {}", self.dtype(), E::DTYPE),
-        })
+        self.place()
+            .storage
+            .slice::<E>()
+            .ok_or_else(|| Error::Internal {
+                op,
+                problem: format!("elements are {}, not {}", self.dtype(), E::DTYPE),
+            })
     }
 
     /// The elements for writing, if this handle is the only one to its storage, contiguous, and of type
@@ -364,43 +369,48 @@ impl Tensor {
         if !self.is_contiguous() {
             return None;
         }
-        let (n, offset) = (self.numel(), self.0.layout.offset);
-        let all = self.0.get_mut()?.storage.get_mut()?.slice_mut::<E>()?;
+        let (n, offset) = (self.numel(), self.layout().offset);
+        let all = self.0.get_mut()?.0.storage.get_mut()?.slice_mut::<E>()?;
         if n == 0 {
             return Some(&mut []);
         }
         Some(&mut all[offset..offset + n])
     }
 
+    /// All elements of the storage for writing, where this handle is the only one to it.
+    pub(crate) fn own_mut<E: Element>(&mut self) -> Option<&mut [E]> {
+        self.0.get_mut()?.0.storage.get_mut()?.slice_mut::<E>()
+    }
+
     pub(crate) fn layout(&self) -> &Layout {
-        &self.0.layout
+        &self.0.1
     }
 
     /// What tells this tensor's elements from others' while a step is recorded; 0 until then.
     pub(crate) fn storage_mark(&self) -> u64 {
-        self.0.storage.mark()
+        self.place().storage.mark()
     }
 
     /// Sets what [`storage_mark`](Tensor::storage_mark) returns.
     pub(crate) fn mark_storage(&self, mark: u64) {
-        self.0.storage.set_mark(mark);
+        self.place().storage.set_mark(mark);
     }
 
     pub(crate) fn node(&self) -> Option<&Counted<Node>> {
-        self.0.node.as_ref()
+        self.place().node.as_ref()
     }
 
     pub(crate) fn with_node(mut self, node: Option<Counted<Node>>) -> Tensor {
         if let Some(place) = self.0.get_mut() {
-            place.node = node;
+            place.0.node = node;
             return self;
         }
-        Tensor::at(self.0.storage.clone(), self.0.layout, node)
+        Tensor::at(self.place().storage.clone(), *self.layout(), node)
     }
 
     /// Another untracked layout of the same storage.
     pub(crate) fn view(&self, layout: Layout) -> Tensor {
-        Tensor::at(self.0.storage.clone(), layout, None)
+        Tensor::at(self.place().storage.clone(), layout, None)
     }
 
     /// The only element.
@@ -417,7 +427,7 @@ impl Tensor {
         }
         with_element!(self.dtype(), E => {
             let all = self.storage_slice::<E>("item")?;
-            Ok(all[self.0.layout.offset].to_f64())
+            Ok(all[self.layout().offset].to_f64())
         })
     }
 
@@ -446,7 +456,7 @@ impl Tensor {
     /// [`Error::DType`] where `E` is not the element type; [`Error::Memory`].
     pub fn to_vec<E: Element>(&self) -> Result<Vec<E>> {
         const OP: &str = "to_vec";
-        let Some(source) = self.0.storage.slice::<E>() else {
+        let Some(source) = self.place().storage.slice::<E>() else {
             return Err(Error::DType {
                 op: OP,
                 found: vec![self.dtype(), E::DTYPE],
@@ -454,25 +464,23 @@ impl Tensor {
             });
         };
         let mut out: Vec<E> = zeroed_vec(OP, self.numel())?;
-        copy_out(source, &self.0.layout, &mut out);
+        copy_out(source, self.layout(), &mut out);
         Ok(out)
     }
 }
 
-/// A dense layout and its zeroed storage.
+/// Makes a layout dense; its zeroed storage.
 #[inline(never)]
-fn blank<E: Element>(op: &'static str, shape: &[usize]) -> Result<(Layout, Storage)> {
-    let layout = Layout::dense(op, shape)?;
-    let storage = Storage::zeroed::<E>(op, layout.numel())?;
-    Ok((layout, storage))
+fn blank<E: Element>(op: &'static str, shape: &[usize], layout: &mut Layout) -> Result<Storage> {
+    layout.become_dense(op, shape)?;
+    Storage::zeroed::<E>(op, layout.numel())
 }
 
-/// A dense layout and its storage, not yet written.
+/// Makes a layout dense; its storage, not yet written.
 #[inline(never)]
-fn unset<E: Element>(op: &'static str, shape: &[usize]) -> Result<(Layout, Storage)> {
-    let layout = Layout::dense(op, shape)?;
-    let storage = Storage::unset::<E>(op, layout.numel())?;
-    Ok((layout, storage))
+fn unset<E: Element>(op: &'static str, shape: &[usize], layout: &mut Layout) -> Result<Storage> {
+    layout.become_dense(op, shape)?;
+    Storage::unset::<E>(op, layout.numel())
 }
 
 impl fmt::Debug for Tensor {

@@ -22,7 +22,7 @@ use espalier_tensor::{DType, Tensor};
 
 use crate::plan::{DataPlan, DataSource, Normalize, TRAIN};
 
-pub use stream::{Batch, Order, Position, StreamId, Streams};
+pub use stream::{Batch, Gathered, Order, Position, StreamId, Streams};
 
 /// Result of reading or batching data.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -87,6 +87,41 @@ pub struct Batch {
     pub count: u32,
 }
 
+/// A batch for a reader that uses its tensors again for the next one.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    /// The fields asked for, in order, each [count, ...].
+    pub fields: Vec<Tensor>,
+    /// Which samples of the split they are.
+    pub rows: Vec<i64>,
+}
+
+impl Gathered {
+    /// The batch as others know it.
+    ///
+    /// # Errors
+    /// Out of memory under a budget.
+    pub fn into_batch(self, id: &StreamId) -> Result<Batch> {
+        let count = self.rows.len();
+        let index = Tensor::from_vec(self.rows, &[count]).map_err(|source| Error::Tensor {
+            doing: format!("a batch of split `{}`", id.split),
+            source,
+        })?;
+        Ok(Batch {
+            fields: id.fields.iter().cloned().zip(self.fields).collect(),
+            index,
+            count: count as u32,
+        })
+    }
+}
+
+fn gathering(split: &Split, source: espalier_tensor::Error) -> Error {
+    Error::Tensor {
+        doing: format!("a batch of split `{}`", split.name),
+        source,
+    }
+}
+
 /// Every stream of a run, by identity. Part of the checkpoint.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "Vec<(StreamId, Position)>", into = "Vec<(StreamId, Position)>")]
@@ -233,6 +268,58 @@ impl Streams {
         Ok(Some(batch))
     }
 
+    /// As [`Streams::next`], into tensors that are used again where nobody else holds them: true, or false once at the
+    /// end of each epoch.
+    ///
+    /// # Errors
+    /// As [`Streams::next`].
+    pub fn next_into(
+        &mut self,
+        id: &StreamId,
+        data: &Dataset,
+        seed: u64,
+        gathered: &mut Gathered,
+    ) -> Result<bool> {
+        let split = data.split(&id.split)?;
+        let progress = self.0.get_mut(id);
+        let Some(progress) = progress.filter(|p| {
+            id.order == Order::Shuffled
+                && id.size > 0
+                && p.has_order(seed, split.count)
+                && p.position.cursor < split.count as u64
+        }) else {
+            let Some(batch) = self.next(id, data, seed)? else {
+                return Ok(false);
+            };
+            gathered.rows = batch
+                .index
+                .to_vec()
+                .map_err(|source| gathering(split, source))?;
+            gathered.fields = batch.fields.into_iter().map(|(_, t)| t).collect();
+            return Ok(true);
+        };
+        let cursor = progress.position.cursor as usize;
+        let stop = cursor.saturating_add(id.size as usize).min(split.count);
+        let order = progress.order.as_ref();
+        let rows = order.map_or(&[][..], |(_, _, order)| &order[cursor..stop]);
+        gathered.fields.truncate(id.fields.len());
+        for (at, name) in id.fields.iter().enumerate() {
+            let kept = gathered.fields.get_mut(at);
+            let field = split.field(name)?;
+            // A handle to nothing of its own stands in until the rows have been gathered.
+            let kept = kept.map(|t| std::mem::replace(t, field.clone()));
+            let taken = ops::take_rows(field, rows, kept).map_err(|s| gathering(split, s))?;
+            match gathered.fields.get_mut(at) {
+                Some(place) => *place = taken,
+                None => gathered.fields.push(taken),
+            }
+        }
+        gathered.rows.clear();
+        gathered.rows.extend_from_slice(rows);
+        progress.position.cursor = stop as u64;
+        Ok(true)
+    }
+
     fn rows_kept(&self) -> usize {
         let orders = self.0.values().filter_map(|p| p.order.as_ref());
         orders.map(|(_, _, order)| order.len()).sum()
@@ -268,10 +355,7 @@ fn key(id: &StreamId, seed: u64, epoch: u64, step: Option<u64>) -> Key {
 
 /// Consecutive samples: views, no copy.
 fn read_run(split: &Split, id: &StreamId, start: usize, stop: usize) -> Result<Batch> {
-    let fail = |source| Error::Tensor {
-        doing: format!("a batch of split `{}`", split.name),
-        source,
-    };
+    let fail = |source| gathering(split, source);
     let mut fields = Vec::with_capacity(id.fields.len());
     for name in &id.fields {
         let rows =
@@ -288,19 +372,14 @@ fn read_run(split: &Split, id: &StreamId, start: usize, stop: usize) -> Result<B
 }
 
 fn read_rows(split: &Split, id: &StreamId, rows: Vec<i64>) -> Result<Batch> {
-    let fail = |source| Error::Tensor {
-        doing: format!("a batch of split `{}`", split.name),
-        source,
-    };
+    let fail = |source| gathering(split, source);
     let count = rows.len();
-    let index = Tensor::from_vec(rows, &[count]).map_err(fail)?;
     let mut fields = Vec::with_capacity(id.fields.len());
     for name in &id.fields {
-        fields.push((
-            name.clone(),
-            ops::take(split.field(name)?, &index, 0).map_err(fail)?,
-        ));
+        let taken = ops::take_rows(split.field(name)?, &rows, None).map_err(fail)?;
+        fields.push((name.clone(), taken));
     }
+    let index = Tensor::from_vec(rows, &[count]).map_err(fail)?;
     Ok(Batch {
         fields,
         index,

@@ -24,7 +24,7 @@ use super::bindings::trainer::espalier::plugin::capture::{Host, HostCaptured, Re
 use super::bindings::trainer::espalier::plugin::optim::{AdamOptions, SgdOptions};
 use super::guest::{Guest, misuse, named, told};
 use super::state::SetId;
-use crate::data::{Batch, StreamId};
+use crate::data::{Gathered, StreamId};
 use crate::events::Level;
 
 type Handle = Resource<rep::Tensor>;
@@ -80,6 +80,8 @@ struct Recorded {
     updates: Vec<Update>,
     shapes: Vec<(Vec<usize>, DType)>,
     numbers: usize,
+    /// Gradients on their way to an optimiser: empty between replays.
+    grads: Vec<Tensor>,
     /// How many of the outputs are values; the rest are tensors.
     values: usize,
     /// Whether a second recording agreed.
@@ -90,7 +92,9 @@ struct Recorded {
 pub struct Captured {
     name: String,
     stream: Option<Rc<StreamId>>,
-    programs: Vec<Recorded>,
+    programs: Vec<Box<Recorded>>,
+    /// The last batch of a replay, whose tensors the next one takes.
+    gathered: Gathered,
     recordings: u32,
     /// Whether the log says that it is captured.
     said: bool,
@@ -238,17 +242,19 @@ impl Guest {
     }
 
     /// The step's batch, across the end of an epoch.
-    fn next_batch(&mut self, id: &StreamId) -> Result<Batch> {
-        let batch = {
+    fn next_batch(&mut self, id: &StreamId, gathered: &mut Gathered) -> Result<()> {
+        {
             let run = &mut *self.shared.run.borrow_mut();
-            loop {
-                if let Some(batch) = told(run.streams.next(id, &run.data, run.seed))? {
-                    break batch;
-                }
-            }
-        };
-        let _paused = capture::pause();
-        self.transformed(id, batch)
+            while !told(run.streams.next_into(id, &run.data, run.seed, gathered))? {}
+        }
+        if !self.shared.transforms.borrow().is_empty() {
+            let batch = told(std::mem::take(gathered).into_batch(id))?;
+            let _paused = capture::pause();
+            let batch = self.transformed(id, batch)?;
+            gathered.rows = batch.index.to_vec()?;
+            gathered.fields = batch.fields.into_iter().map(|(_, t)| t).collect();
+        }
+        Ok(())
     }
 
     /// The program for these inputs, if one has been recorded and all that it reads is as it was.
@@ -307,7 +313,7 @@ impl Guest {
                     None => return misuse(format!("a backward value of {id} is gone")),
                 },
             };
-            recorded.program.bind(source, &t)?;
+            recorded.program.bind(source, t)?;
         }
         recorded
             .program
@@ -343,8 +349,10 @@ impl Guest {
         for part in 0..recorded.program.parts() {
             self.run_part(recorded, part, inputs, numbers)?;
             if let Some(update) = recorded.updates.get(part) {
-                let grads = recorded.program.operands(part)?;
-                self.counters.acted |= self.update(update, &grads, numbers)?;
+                recorded.program.operands_into(part, &mut recorded.grads)?;
+                let acted = self.update(update, &recorded.grads, numbers);
+                recorded.grads.clear();
+                self.counters.acted |= acted?;
             }
         }
         let mut results = Results {
@@ -437,12 +445,13 @@ impl Guest {
             updates: done.updates,
             shapes: done.shapes,
             numbers: done.numbers.len(),
+            grads: Vec::new(),
             values,
             confirmed: false,
         };
         let captured = self.captures.get_mut(c)?;
         let Some(expected) = done.expected else {
-            captured.programs.push(new);
+            captured.programs.push(Box::new(new));
             return Ok(());
         };
         let Some(old) = captured.programs.last_mut() else {
@@ -523,6 +532,7 @@ impl Host for Guest {
             name,
             stream,
             programs: Vec::new(),
+            gathered: Gathered::default(),
             recordings: 0,
             said: false,
             off: None,
@@ -539,34 +549,50 @@ impl Host for Guest {
         if self.performing.is_some() {
             return misuse("begin: a captured step is being done already; call `finish` first");
         }
-        let mut all = Vec::with_capacity(inputs.len() + 2);
-        for t in &inputs {
-            all.push(self.tensor(t)?.detach());
-        }
-        if all.len() > MOST_INPUTS || numbers.len() > MOST_INPUTS {
+        if inputs.len() > MOST_INPUTS || numbers.len() > MOST_INPUTS {
             return misuse(format!(
                 "begin: {} inputs and {} numbers; at most {MOST_INPUTS} each",
-                all.len(),
+                inputs.len(),
                 numbers.len()
             ));
         }
-        let batch = match self.captured(&c)?.stream.clone() {
-            Some(id) => Some(self.next_batch(&id)?),
-            None => None,
-        };
-        if let Some(batch) = &batch {
-            all.extend(batch.fields.iter().map(|(_, t)| t.clone()));
+        let given = inputs
+            .iter()
+            .map(|t| Ok(self.tensor(t)?.detach()))
+            .collect::<Result<Vec<_>>>()?;
+        let captured = self.captured(&c)?;
+        let stream = captured.stream.clone();
+        let mut gathered = std::mem::take(&mut captured.gathered);
+        if let Some(id) = &stream {
+            self.next_batch(id, &mut gathered)?;
+        }
+        // The plugin's tensors, then the batch's.
+        let mut all = std::mem::take(&mut gathered.fields);
+        let own = given.len();
+        if own > 0 {
+            all.splice(0..0, given);
         }
         let at = self.program_for(c.rep(), &all, numbers.len())?;
         if let Some(at) = at
             && self.captured(&c)?.programs[at].confirmed
         {
             let mut recorded = self.captured(&c)?.programs.swap_remove(at);
-            let count = batch.as_ref().map_or(0, |b| b.count);
+            let count = gathered.rows.len() as u32;
             let results = self.replay(&mut recorded, &all, &numbers, count)?;
-            self.captured(&c)?.programs.push(recorded);
+            all.drain(..own);
+            gathered.fields = all;
+            let captured = self.captured(&c)?;
+            captured.gathered = gathered;
+            captured.programs.push(recorded);
             return Ok(Turn::Done(results));
         }
+        let batch = match stream {
+            Some(id) => {
+                gathered.fields = all[own..].to_vec();
+                Some(told(gathered.into_batch(&id))?)
+            }
+            None => None,
+        };
         self.perform(c.rep(), at, &all, numbers)?;
         let batch = batch.map(|b| self.put_batch(b)).transpose()?;
         Ok(Turn::Perform(batch))

@@ -5,13 +5,19 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::chain::{Argument, Chain, Link};
-use super::record::{Instruction, Key, Operand, Origin, Recorder, Side};
+use super::record::{Instruction, Key, Operand, Origin, Recorder, Side, Value};
 use super::replay::{Program, Slot, SourceSlot, Step, Work};
 use crate::dtype::DType;
+use crate::layout::{Layout, MAX_RANK, axis_index};
+use crate::ops::reduce::SumPlan;
 use crate::tensor::Tensor;
 
 /// The most functions of one chain: each but the last needs a register.
 const LONGEST_CHAIN: usize = 12;
+
+/// Most bytes of a result whose buffer is kept, and of all of them together.
+const KEPT_VALUE: usize = 16 << 10;
+const KEPT_BYTES: usize = 512 << 10;
 
 /// A chain as it grows.
 struct Draft {
@@ -41,10 +47,9 @@ struct Planned {
 }
 
 enum PlannedWork {
-    Call(super::Call),
     Chain(Draft),
-    Linear([usize; 2]),
-    Product([usize; 3]),
+    /// Anything that needs no more planning.
+    Ready(Work),
     /// Became part of a later chain.
     Gone,
 }
@@ -55,7 +60,7 @@ pub(super) fn compile(mut recorder: Recorder, outputs: &[&Tensor]) -> Result<Pro
         return Err(reason);
     }
     let Recorder {
-        values,
+        mut values,
         instructions,
         mut effects,
         sources,
@@ -89,6 +94,10 @@ pub(super) fn compile(mut recorder: Recorder, outputs: &[&Tensor]) -> Result<Pro
         }
     }
     live.reverse();
+    for instruction in &mut live {
+        settle(instruction, &mut values);
+    }
+    uses.resize(values.len(), 0);
 
     let numel = |v: u32| values[v as usize].like.numel();
     let mut planned: Vec<Planned> = Vec::new();
@@ -117,12 +126,13 @@ pub(super) fn compile(mut recorder: Recorder, outputs: &[&Tensor]) -> Result<Pro
             inputs: inputs.clone(),
             outputs,
             op: key.op,
-            work: PlannedWork::Call(call),
+            work: PlannedWork::Gone,
             part,
         };
-        if f32s && let Some(work) = direct(next.op, &next.inputs, numel(next.outputs[0])) {
-            next.work = work;
-        }
+        next.work = PlannedWork::Ready(match direct(&key, &next, &values) {
+            Some(work) => work,
+            None => Work::Call(call),
+        });
         if let Some(map) = map
             && let Some(kernel) = map.kernel
             && f32s
@@ -181,18 +191,84 @@ pub(super) fn compile(mut recorder: Recorder, outputs: &[&Tensor]) -> Result<Pro
     Ok(program)
 }
 
-/// Products that are worth calling without making tensors of their operands.
-fn direct(op: &str, inputs: &[Operand], results: usize) -> Option<PlannedWork> {
-    let (a, b) = (inputs.first()?.layout, inputs.get(1)?.layout);
+/// What is worth computing without making tensors of the operands.
+fn direct(key: &Key, next: &Planned, values: &[Value]) -> Option<Work> {
+    let dtype = |v: &u32| values[*v as usize].dtype;
+    let is_f32 = |o: &Operand| dtype(&o.value) == DType::F32;
+    let dense = |o: &Operand| o.layout.is_dense();
+    let inputs = &next.inputs[..];
+    let a = inputs.first()?.layout;
+    let results = values[next.outputs[0] as usize].like.numel();
+    let f32s = inputs.iter().all(is_f32) && next.outputs.iter().all(|v| dtype(v) == DType::F32);
     if results == 0 || a.numel() == 0 {
         return None;
     }
-    match (op, &a.shape[..], &b.shape[..]) {
-        ("linear", [.., inner], [outputs, _]) if inputs.iter().all(|o| o.layout.is_dense()) => {
-            Some(PlannedWork::Linear([*inner, *outputs]))
+    let last = |layout: Layout| layout.shape.last().copied();
+    match (key.op, inputs) {
+        ("linear", [_, w, ..]) if f32s && inputs.iter().all(dense) => {
+            Some(Work::Linear([last(a)?, *w.layout.shape.first()?]))
         }
-        ("matmul", [m, k], [_, n]) => Some(PlannedWork::Product([*m, *k, *n])),
+        ("matmul", [_, b]) if f32s => match (&a.shape[..], &b.layout.shape[..]) {
+            ([m, k], [_, n]) => Some(Work::Product([*m, *k, *n])),
+            _ => None,
+        },
+        ("sum" | "mean", [_]) if f32s => {
+            let (_, axes) = key.words.split_last()?;
+            // A mean over no axes is one over all; of a sum, all axes are named.
+            let mut summed = [key.op == "mean" && axes.is_empty(); MAX_RANK];
+            for &axis in axes {
+                summed[axis_index("capture", axis as isize, a.shape.len()).ok()?] = true;
+            }
+            let divisor = a.numel() as f64 / results as f64;
+            let divisor = (key.op == "mean").then_some(divisor as f32);
+            Some(Work::Sum(SumPlan::new(&a, &summed)?, divisor))
+        }
+        ("cross_entropy", [x, t])
+            if is_f32(x) && dtype(&t.value) == DType::I64 && inputs.iter().all(dense) =>
+        {
+            Some(Work::Losses(last(a)?))
+        }
+        ("cross_entropy_back", [x, z, t, g])
+            if [x, z, g].into_iter().all(is_f32)
+                && dtype(&t.value) == DType::I64
+                && inputs.iter().all(dense) =>
+        {
+            Some(Work::LossesBack(last(a)?))
+        }
         _ => None,
+    }
+}
+
+/// Spreads a constant cotangent out once, where each replay would do it anew.
+fn settle(instruction: &mut Instruction, values: &mut Vec<Value>) {
+    if instruction.key.op != "cross_entropy_back" {
+        return;
+    }
+    for operand in &mut instruction.inputs {
+        if operand.layout.is_dense() {
+            continue;
+        }
+        let Origin::Constant(t) = &values[operand.value as usize].origin else {
+            continue;
+        };
+        let offset = t.layout().offset + operand.layout.offset;
+        let view = t.view(Layout {
+            offset,
+            ..operand.layout
+        });
+        let Ok(spread) = view.dense("capture") else {
+            continue;
+        };
+        let like = *spread.layout();
+        *operand = Operand {
+            value: values.len() as u32,
+            layout: like,
+        };
+        values.push(Value {
+            dtype: spread.dtype(),
+            origin: Origin::Constant(spread),
+            like,
+        });
     }
 }
 
@@ -376,6 +452,21 @@ fn program(
     for o in &outputs {
         last_part[o.value as usize] = Some(parts);
     }
+    // Small results of direct steps keep their buffers from one replay to the next.
+    let mut keeps = vec![false; values.len()];
+    let mut room = KEPT_BYTES;
+    for step in &planned {
+        if matches!(&step.work, PlannedWork::Ready(Work::Call(_))) {
+            continue;
+        }
+        for &output in &step.outputs {
+            let bytes = values[output as usize].like.numel() * size_of::<f32>();
+            if bytes <= KEPT_VALUE && bytes <= room {
+                room -= bytes;
+                keeps[output as usize] = true;
+            }
+        }
+    }
     let mut slots = Vec::with_capacity(values.len());
     let mut source_slots: Vec<SourceSlot> = Vec::with_capacity(sources.len());
     for (at, value) in values.into_iter().enumerate() {
@@ -394,6 +485,7 @@ fn program(
             like: value.like,
             dtype: value.dtype,
             tensor: constant,
+            keeps: keeps[at],
         });
     }
     let mut ends = vec![0; parts as usize];
@@ -409,14 +501,13 @@ fn program(
             .chain(step.outputs.iter().copied())
             .filter(|v| last[*v as usize] == Some(at) && !kept.contains(v))
             .filter(|v| slots[*v as usize].tensor.is_none() && !sources.contains(v))
+            .filter(|v| !keeps[*v as usize])
             .collect();
         frees.sort_unstable();
         frees.dedup();
         let work = match step.work {
-            PlannedWork::Call(call) => Work::Call(call),
             PlannedWork::Chain(draft) => Work::Chain(draft.finish()),
-            PlannedWork::Linear(sizes) => Work::Linear(sizes),
-            PlannedWork::Product(sizes) => Work::Product(sizes),
+            PlannedWork::Ready(work) => work,
             PlannedWork::Gone => continue,
         };
         steps.push(Step {

@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 pub(crate) struct Key {
     pub(super) op: &'static str,
     map: Option<TypeId>,
-    words: Vec<u64>,
+    pub(super) words: Vec<u64>,
 }
 
 impl Key {

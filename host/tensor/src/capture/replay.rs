@@ -8,6 +8,8 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::ops::matmul::{strided_product, times_transposed};
+use crate::ops::reduce::SumPlan;
+use crate::ops::softmax::{replayed_gradient, replayed_losses};
 use crate::tensor::Tensor;
 
 /// A recorded step. See the module's head for what it promises.
@@ -27,6 +29,8 @@ pub struct Program {
     lets_go: Vec<Vec<u32>>,
     effects: Vec<Vec<Operand>>,
     outputs: Vec<Operand>,
+    /// Values to let go of at the end.
+    clears: Vec<u32>,
     inputs: Vec<Tensor>,
     results: Vec<Tensor>,
     pub(super) fingerprint: u64,
@@ -40,6 +44,12 @@ pub(super) enum Work {
     Linear([usize; 2]),
     /// One product of two matrices: [m, k, n].
     Product([usize; 3]),
+    /// A sum, divided by a number where there is one.
+    Sum(SumPlan, Option<f32>),
+    /// Cross-entropy of dense rows against class numbers, and the rows' normalisers; how many classes.
+    Losses(usize),
+    /// Its gradient.
+    LossesBack(usize),
 }
 
 pub(super) struct Step {
@@ -57,6 +67,8 @@ pub(super) struct Slot {
     pub(super) like: Layout,
     pub(super) dtype: DType,
     pub(super) tensor: Option<Tensor>,
+    /// Whether the buffer stays for the next replay, which writes it again.
+    pub(super) keeps: bool,
 }
 
 /// One source.
@@ -86,6 +98,11 @@ impl Program {
                 }
             }
         }
+        let made = steps.iter().flat_map(|step| step.outputs.iter().copied());
+        let clears = made
+            .filter(|&v| !slots[v as usize].keeps)
+            .chain(sources.iter().map(|source| source.value))
+            .collect();
         Program {
             steps,
             ends,
@@ -95,6 +112,7 @@ impl Program {
             lets_go,
             effects,
             outputs,
+            clears,
             inputs: Vec::new(),
             results: Vec::new(),
             fingerprint: 0,
@@ -151,16 +169,17 @@ impl Program {
     ///
     /// # Errors
     /// [`Error::Argument`] where the tensor does not fit; [`Error::Budget`] where it has to be copied.
-    pub fn bind(&mut self, source: u32, t: &Tensor) -> Result<()> {
+    pub fn bind(&mut self, source: u32, t: Tensor) -> Result<()> {
         const OP: &str = "replay";
-        if !self.fits(source, t) {
+        if !self.fits(source, &t) {
             return Err(Error::argument(
                 OP,
                 format!("source {source} was recorded with another shape or type"),
             ));
         }
         let value = self.sources[source as usize].value;
-        self.slots[value as usize].tensor = Some(t.dense(OP)?);
+        let plain = t.is_contiguous() && !t.requires_grad();
+        self.slots[value as usize].tensor = Some(if plain { t } else { t.dense(OP)? });
         Ok(())
     }
 
@@ -221,53 +240,82 @@ impl Program {
                     slot.tensor = Some(t);
                 }
             }
-            Work::Linear(sizes) => {
-                let x = elements_of(&self.slots, &step.inputs[0])?;
-                let w = elements_of(&self.slots, &step.inputs[1])?;
-                let bias = match step.inputs.get(2) {
-                    Some(operand) => Some(elements_of(&self.slots, operand)?),
+            work => {
+                let first = step.outputs[0] as usize;
+                let second = step.outputs.get(1).map(|&v| v as usize);
+                let op = step.op;
+                let mut out = self.slots[first].buffer(op)?;
+                let mut other = match second {
+                    Some(second) => Some(self.slots[second].buffer(op)?),
                     None => None,
                 };
-                let value = step.outputs[0] as usize;
-                let shape = self.slots[value].like.shape;
-                let rows = step.inputs[0].layout.numel();
-                let out = Tensor::build_unset::<f32>(step.op, &shape, |y| {
-                    let bias = bias.map(|b| &b[..sizes[1]]);
-                    times_transposed(&x[..rows], w, bias, *sizes, y);
-                })?;
-                elements += sizes[0] * out.numel() / 8;
-                self.slots[value].tensor = Some(out);
-            }
-            Work::Product(sizes) => {
-                let [left, right] = [0, 1].map(|at| &step.inputs[at]);
-                let a = elements_of(&self.slots, left)?;
-                let b = elements_of(&self.slots, right)?;
-                let value = step.outputs[0] as usize;
-                let shape = self.slots[value].like.shape;
-                let out = Tensor::build_unset::<f32>(step.op, &shape, |out| {
-                    let (sa, sb) = (&left.layout.strides, &right.layout.strides);
-                    strided_product(*sizes, (a, sa[0], sa[1]), (b, sb[0], sb[1]), out);
-                })?;
-                elements += sizes[1] * out.numel() / 8;
-                self.slots[value].tensor = Some(out);
-            }
-            Work::Chain(chain) => {
-                let mut slices: [&[f32]; 16] = [&[]; 16];
-                if step.inputs.len() > slices.len() {
-                    return Err(changed(step.op));
-                }
-                for (slice, operand) in slices.iter_mut().zip(&step.inputs) {
-                    *slice = elements_of(&self.slots, operand)?;
-                }
-                let value = step.outputs[0] as usize;
-                let shape = self.slots[value].like.shape;
-                let out = Tensor::build_unset::<f32>(step.op, &shape, |out| {
-                    if !out.is_empty() {
-                        chain.run(&slices[..step.inputs.len()], out);
+                let step = &self.steps[at];
+                let room = out.own_mut::<f32>().ok_or_else(|| changed(step.op))?;
+                elements = room.len();
+                let read = |at: usize| elements_of(&self.slots, &step.inputs[at]);
+                match work {
+                    Work::Call(_) => {}
+                    Work::Linear(sizes) => {
+                        let (x, w) = (read(0)?, read(1)?);
+                        let bias = match step.inputs.len() {
+                            3 => Some(&read(2)?[..sizes[1]]),
+                            _ => None,
+                        };
+                        let x = &x[..room.len() / sizes[1].max(1) * sizes[0]];
+                        times_transposed(x, w, bias, *sizes, room);
+                        elements += sizes[0] * elements / 8;
                     }
-                })?;
-                elements += out.numel() * (1 + chain.links.len());
-                self.slots[value].tensor = Some(out);
+                    Work::Product(sizes) => {
+                        let [left, right] = [0, 1].map(|at| &step.inputs[at].layout.strides);
+                        let (a, b) = ((read(0)?, left[0], left[1]), (read(1)?, right[0], right[1]));
+                        strided_product(*sizes, a, b, room);
+                        elements += sizes[1] * elements / 8;
+                    }
+                    Work::Sum(plan, divisor) => {
+                        plan.sum_f32(read(0)?, room);
+                        if let Some(divisor) = divisor {
+                            room.iter_mut().for_each(|x| *x /= divisor);
+                        }
+                        elements += step.inputs[0].layout.numel();
+                    }
+                    Work::Losses(classes) => {
+                        let rows = room.len();
+                        let x = &read(0)?[..rows * classes];
+                        let t = &numbers_of(&self.slots, &step.inputs[1])?[..rows];
+                        let normaliser = other.as_mut().and_then(Tensor::own_mut::<f32>);
+                        let normaliser = normaliser.ok_or_else(|| changed(step.op))?;
+                        replayed_losses(step.op, x, t, *classes, room, normaliser)?;
+                        elements *= 8 * classes;
+                    }
+                    Work::LossesBack(classes) => {
+                        let rows = room.len() / classes;
+                        let t = &numbers_of(&self.slots, &step.inputs[2])?[..rows];
+                        let xzg = [
+                            &read(0)?[..room.len()],
+                            &read(1)?[..rows],
+                            &read(3)?[..rows],
+                        ];
+                        replayed_gradient(step.op, xzg, t, *classes, room)?;
+                        elements *= 8;
+                    }
+                    Work::Chain(chain) => {
+                        let mut slices: [&[f32]; 16] = [&[]; 16];
+                        if step.inputs.len() > slices.len() {
+                            return Err(changed(step.op));
+                        }
+                        for (slice, operand) in slices.iter_mut().zip(&step.inputs) {
+                            *slice = elements_of(&self.slots, operand)?;
+                        }
+                        if !room.is_empty() {
+                            chain.run(&slices[..step.inputs.len()], room);
+                        }
+                        elements *= 1 + chain.links.len();
+                    }
+                }
+                self.slots[first].tensor = Some(out);
+                if let Some(second) = second {
+                    self.slots[second].tensor = other;
+                }
             }
         }
         for &value in &self.steps[at].frees {
@@ -281,10 +329,20 @@ impl Program {
     /// # Errors
     /// [`Error::Internal`] before the part has run.
     pub fn operands(&self, part: usize) -> Result<Vec<Tensor>> {
-        match self.effects.get(part) {
-            Some(operands) => operands.iter().map(|o| seen(&self.slots, o)).collect(),
-            None => Ok(Vec::new()),
+        let mut all = Vec::new();
+        self.operands_into(part, &mut all)?;
+        Ok(all)
+    }
+
+    /// As [`operands`](Program::operands), after what is in a list already.
+    ///
+    /// # Errors
+    /// As [`operands`](Program::operands).
+    pub fn operands_into(&self, part: usize, all: &mut Vec<Tensor>) -> Result<()> {
+        for operand in self.effects.get(part).into_iter().flatten() {
+            all.push(seen(&self.slots, operand)?);
         }
+        Ok(())
     }
 
     /// A result, after the last part.
@@ -303,16 +361,23 @@ impl Program {
         self.outputs.len()
     }
 
-    /// Lets go of everything but constants.
+    /// Lets go of everything but constants and small buffers.
     pub fn end(&mut self) {
-        for step in &self.steps {
-            for &value in &step.outputs {
-                self.slots[value as usize].tensor = None;
-            }
+        for &value in &self.clears {
+            self.slots[value as usize].tensor = None;
         }
-        for source in &self.sources {
-            self.slots[source.value as usize].tensor = None;
+    }
+}
+
+impl Slot {
+    /// Room for the value, which the caller writes: the last replay's, where nobody else has come to hold it.
+    fn buffer(&mut self, op: &'static str) -> Result<Tensor> {
+        if let Some(mut kept) = self.tensor.take()
+            && kept.own_mut::<f32>().is_some()
+        {
+            return Ok(kept);
         }
+        Tensor::build_unset::<f32>(op, &self.like.shape, |_| ())
     }
 }
 
@@ -324,9 +389,18 @@ fn elements_of<'a>(slots: &'a [Slot], operand: &Operand) -> Result<&'a [f32]> {
     }
 }
 
+/// As [`elements_of`], of class numbers.
+fn numbers_of<'a>(slots: &'a [Slot], operand: &Operand) -> Result<&'a [i64]> {
+    match &slots[operand.value as usize].tensor {
+        Some(t) => Ok(t.data::<i64>()?.get(operand.layout.offset..).unwrap_or(&[])),
+        None => Err(changed("replay")),
+    }
+}
+
 /// An operand as a tensor.
 fn seen(slots: &[Slot], operand: &Operand) -> Result<Tensor> {
     match &slots[operand.value as usize].tensor {
+        Some(t) if t.layout().offset == 0 && *t.layout() == operand.layout => Ok(t.clone()),
         Some(t) => {
             let offset = t.layout().offset + operand.layout.offset;
             Ok(t.view(Layout {

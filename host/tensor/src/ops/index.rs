@@ -108,6 +108,67 @@ pub fn take(t: &Tensor, indices: &Tensor, axis: isize) -> Result<Tensor> {
     }))
 }
 
+/// The rows of `t` (its first axis) that `rows` names, in that order, outside of any graph: what [`take`] gives along
+/// axis 0. `kept` is written again where it has the shape and nobody else holds it.
+///
+/// # Errors
+/// [`Error::Shape`] for a scalar; [`Error::Index`]; [`Error::Budget`].
+pub fn take_rows(t: &Tensor, rows: &[i64], kept: Option<Tensor>) -> Result<Tensor> {
+    const OP: &str = "take";
+    let Some((&count, row)) = t.shape().split_first() else {
+        return Err(Error::shape(OP, "a scalar has no rows", &[t.shape()]));
+    };
+    let outside = |&&row: &&i64| row < 0 || row as u64 >= count as u64;
+    if let Some(&index) = rows.iter().find(outside) {
+        return Err(Error::Index {
+            op: OP,
+            index,
+            size: count,
+        });
+    }
+    let inner: usize = row.iter().product();
+    let mut shape = t.layout().shape;
+    shape.set(0, rows.len());
+    let copy = if t.is_contiguous() {
+        None
+    } else {
+        Some(t.dense(OP)?)
+    };
+    let source = copy.as_ref().unwrap_or(t);
+    with_element!(t.dtype(), E => {
+        let from = source.data::<E>()?;
+        let gather = |out: &mut [E]| {
+            if inner == 0 {
+                return;
+            }
+            let (total, together) = (out.len(), (16 * 1024 / inner).max(1));
+            for_blocks(out, together * inner, total, |first, block| {
+                let rows = &rows[first / inner..];
+                if inner == 1 {
+                    for (to, &row) in block.iter_mut().zip(rows) {
+                        *to = from[row as usize];
+                    }
+                    return;
+                }
+                for (to, &row) in block.chunks_exact_mut(inner).zip(rows) {
+                    to.copy_from_slice(&from[row as usize * inner..][..inner]);
+                }
+            });
+        };
+        if let Some(mut kept) = kept
+            && *kept.shape() == *shape
+            && kept.is_contiguous()
+            && kept.layout().offset == 0
+            && let Some(out) = kept.own_mut::<E>()
+            && out.len() == rows.len() * inner
+        {
+            gather(out);
+            return Ok(kept);
+        }
+        Tensor::build_unset::<E>(OP, &shape, gather)
+    })
+}
+
 /// The offset of each element of an array shaped as `around` with `size` rows, in an array whose axis has
 /// `size_there` rows: what both `take_along_axis` and its inverse walk.
 #[inline(always)]

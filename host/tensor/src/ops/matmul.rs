@@ -11,8 +11,9 @@ use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, broadcast_shapes, broadcast_strides};
 use crate::ops::shape::{reshape_to, swap_axes};
+use crate::small::{self, Plus, Strided};
 use crate::tensor::Tensor;
-use crate::threads::{Shared, is_parallel, parallel};
+use crate::threads::{Shared, for_blocks, is_parallel, parallel};
 
 /// The matrix product of the last two axes: [.., m, k] x [.., k, n] -> [.., m, n]; leading axes broadcast.
 ///
@@ -217,7 +218,7 @@ fn tiles<E: Element>(
     bias: Option<&[E]>,
     out: &mut [E],
 ) {
-    if out.is_empty() {
+    if out.is_empty() || small_products([m, k, n], batch, &left, &right, bias, out) {
         return;
     }
     if let Some(bias) = bias {
@@ -264,6 +265,74 @@ fn tiles<E: Element>(
             one(task);
         }
     }
+}
+
+/// The same by the kernel for small products, where that is the one to use: then true.
+fn small_products<E: Element>(
+    [m, k, n]: [usize; 3],
+    batch: usize,
+    left: &Factor<E>,
+    right: &Factor<E>,
+    bias: Option<&[E]>,
+    out: &mut [E],
+) -> bool {
+    let plus = match bias.map(floats) {
+        None => Plus::Nothing,
+        Some(Some(row)) => Plus::Row(row),
+        Some(None) => return false,
+    };
+    if !small::is_small([m, k, n], &plus) {
+        return false;
+    }
+    let (Some(a), Some(b), Some(out)) =
+        (floats(left.source), floats(right.source), floats_mut(out))
+    else {
+        return false;
+    };
+    let item = |index: usize, out: &mut [f32]| {
+        let (left, right) = ((left.at)(index), (right.at)(index));
+        let strided = |m: Matrix| Strided {
+            row: m.row,
+            column: m.column,
+        };
+        small::product(
+            [m, k, n],
+            &a[left.offset..],
+            strided(left),
+            &b[right.offset..],
+            strided(right),
+            plus,
+            out,
+        );
+    };
+    let one = m * n;
+    if batch == 1 {
+        item(0, out);
+    } else {
+        // Several items a block, by their sizes alone.
+        let together = (TASK_WORK / (one * k).max(1)).max(1);
+        let work = one.saturating_mul(k).saturating_mul(batch) / 8;
+        for_blocks(out, together * one, work, |first, block| {
+            for (i, out) in block.chunks_exact_mut(one).enumerate() {
+                item(first / one + i, out);
+            }
+        });
+    }
+    true
+}
+
+/// The elements as f32, if they are.
+fn floats<E: Element>(x: &[E]) -> Option<&[f32]> {
+    // SAFETY: an element type is named by its constant, so `E` is f32.
+    (E::DTYPE == DType::F32)
+        .then(|| unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<f32>(), x.len()) })
+}
+
+/// As [`floats`], for writing.
+fn floats_mut<E: Element>(x: &mut [E]) -> Option<&mut [f32]> {
+    // SAFETY: as above.
+    (E::DTYPE == DType::F32)
+        .then(|| unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast::<f32>(), x.len()) })
 }
 
 /// Multiply-accumulates worth handing to a thread.

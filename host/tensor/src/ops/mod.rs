@@ -11,11 +11,11 @@ pub(crate) mod matmul;
 mod norm;
 pub(crate) mod pool;
 pub(crate) mod recurrent;
-mod reduce;
+pub(crate) mod reduce;
 mod replay;
 pub(crate) mod rows;
 mod shape;
-mod softmax;
+pub(crate) mod softmax;
 mod sort;
 
 pub use attention::scaled_dot_product_attention;
@@ -26,7 +26,7 @@ pub use elementwise::{
     relu, sigmoid, sin, softplus, sqrt, subtract, tanh, where_,
 };
 pub use fft::{irfft, rfft};
-pub use index::{scatter_add, segment_max, take, take_along_axis};
+pub use index::{scatter_add, segment_max, take, take_along_axis, take_rows};
 pub use matmul::matmul;
 pub use norm::{batch_norm, layer_norm};
 pub use reduce::{argmax, cumulative_sum, max, mean, sum};

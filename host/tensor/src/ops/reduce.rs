@@ -1,6 +1,7 @@
 //! Sums and extrema along axes, in an order fixed by the shape alone.
 
-use crate::autograd::{no_grad, record, tracks};
+use crate::account::fits_limit;
+use crate::autograd::{grad_enabled, no_grad, record, tracks};
 use crate::capture;
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Error, Result};
@@ -57,9 +58,27 @@ pub fn sum(t: &Tensor, axes: &[isize], keepdims: bool) -> Result<Tensor> {
     }
     let full = t.layout().shape;
     Ok(record(OP, out, &[t], move |flow| {
-        let grad = reshape_to(&flow.grad, &with_ones)?;
-        Ok(vec![Some(broadcast_to(&grad, &full)?)])
+        Ok(vec![Some(spread(&flow.grad, &with_ones, &full)?)])
     }))
+}
+
+/// A gradient of a sum as that of what was summed: with the summed axes back as ones, and repeated along them.
+fn spread(grad: &Tensor, with_ones: &Dims, full: &Dims) -> Result<Tensor> {
+    if grad_enabled() || !grad.is_contiguous() {
+        return broadcast_to(&reshape_to(grad, with_ones)?, full);
+    }
+    // Both at once: one view instead of two.
+    let mut layout = Layout::dense("sum", with_ones)?;
+    for axis in 0..full.len() {
+        if full[axis] != layout.shape[axis] {
+            layout.shape.set(axis, full[axis]);
+            layout.strides.set(axis, 0);
+        }
+    }
+    layout.offset = grad.layout().offset;
+    let shown = (layout.numel() as u64).saturating_mul(grad.dtype().size() as u64);
+    fits_limit("sum", shown)?;
+    Ok(grad.view(layout))
 }
 
 #[inline(never)]
@@ -122,8 +141,7 @@ pub fn mean(t: &Tensor, axes: &[isize], keepdims: bool) -> Result<Tensor> {
     }
     Ok(record(OP, out, &[t], move |flow| {
         let grad = divide(&flow.grad, count)?;
-        let grad = reshape_to(&grad, &with_ones)?;
-        Ok(vec![Some(broadcast_to(&grad, &full)?)])
+        Ok(vec![Some(spread(&grad, &with_ones, &full)?)])
     }))
 }
 
@@ -315,68 +333,127 @@ fn sum_marked<E: Summed>(
     shape: &[usize],
 ) -> Result<Tensor> {
     let layout = t.layout();
-    // Axes of one kind side by side, each kind in its own order.
-    let part = |which: bool| {
-        let (mut sizes, mut strides, mut axes) = (Dims::empty(), Dims::empty(), Dims::empty());
-        for (axis, &size) in t.shape().iter().enumerate() {
-            if summed[axis] == which {
-                sizes.push(size);
-                strides.push(layout.strides[axis]);
-                axes.push(axis);
-            }
-        }
-        (sizes, strides, axes)
-    };
-    let (kept_sizes, kept_strides, kept_axes) = part(false);
-    let (sum_sizes, sum_strides, sum_axes) = part(true);
-    let count: usize = sum_sizes.iter().product();
-    let all = t.storage_slice::<E>(op)?;
-    // Offsets are relative, so that both walks add up to an element's place.
-    let kept = Walk::new(&kept_sizes, [(&kept_strides, 0)]);
-    let over = Walk::new(&sum_sizes, [(&sum_strides, 0)]);
-    let [kept_stride] = kept.inner_strides();
-    let [over_stride] = over.inner_strides();
-    let source = all.get(layout.offset..).unwrap_or(&[]);
-
-    if count == 0 || t.numel() == 0 {
+    if t.numel() == 0 {
         return Tensor::build::<E>(op, shape, |_| ());
     }
-    let outputs: usize = kept_sizes.iter().product();
-    if over_stride == 1 || count == 1 {
-        // Runs lie along the summed axes.
-        return Tensor::build_unset::<E>(op, shape, |out| {
-            let partial = |at: usize, range: std::ops::Range<usize>| {
-                let mut total = E::Total::default();
-                over.runs(range, |_, len, [start]| {
-                    total = E::join(total, sum_run(&source[at + start..][..len]));
-                });
-                total
-            };
-            if outputs * 4 <= t.numel() / PART {
-                // Few long sums: split each.
-                for (row, o) in out.iter_mut().enumerate() {
-                    let [at] = kept.place(row);
-                    let parts = map_ranges(count, PART, count, |range| partial(at, range));
-                    *o = E::narrow(parts.into_iter().fold(E::Total::default(), E::join));
+    let Some(plan) = SumPlan::new(layout, summed) else {
+        // Bring the summed axes last, in a copy.
+        let [mut order, sum_axes] = [false, true].map(|which| {
+            let mut axes = Dims::empty();
+            (0..t.rank())
+                .filter(|&axis| summed[axis] == which)
+                .for_each(|axis| axes.push(axis));
+            axes
+        });
+        let kept = order.len();
+        for &axis in sum_axes.iter() {
+            order.push(axis);
+        }
+        let copy = permute_dims(&t.detach(), &order)?.dense(op)?;
+        let mut last = [false; MAX_RANK];
+        last[kept..order.len()].fill(true);
+        return sum_marked::<E>(op, &copy, &last, shape);
+    };
+    let all = t.storage_slice::<E>(op)?;
+    let source = all.get(layout.offset..).unwrap_or(&[]);
+    Tensor::build_unset::<E>(op, shape, |out| plan.run(source, out))
+}
+
+/// How the elements of a layout are summed over some of its axes.
+pub(crate) struct SumPlan {
+    kept: Walk<1>,
+    over: Walk<1>,
+    /// Elements of a result, and how many results.
+    count: usize,
+    outputs: usize,
+    /// Whether runs lie along the summed axes; else along the kept ones.
+    runs_over: bool,
+}
+
+impl SumPlan {
+    /// None where there are no elements, or where no run lies along either kind of axis.
+    pub(crate) fn new(layout: &Layout, summed: &[bool; MAX_RANK]) -> Option<SumPlan> {
+        // Axes of one kind side by side, each kind in its own order.
+        let part = |which: bool| {
+            let (mut sizes, mut strides) = (Dims::empty(), Dims::empty());
+            for (axis, &size) in layout.shape.iter().enumerate() {
+                if summed[axis] == which {
+                    sizes.push(size);
+                    strides.push(layout.strides[axis]);
                 }
-            } else {
-                let rows = (PART / count).max(1);
-                for_blocks(out, rows, t.numel(), |first, block| {
-                    kept.runs(first..first + block.len(), |at, len, [start]| {
+            }
+            (sizes, strides)
+        };
+        let (kept_sizes, kept_strides) = part(false);
+        let (sum_sizes, sum_strides) = part(true);
+        let count: usize = sum_sizes.iter().product();
+        let outputs: usize = kept_sizes.iter().product();
+        // Offsets are relative, so that both walks add up to an element's place.
+        let kept = Walk::new(&kept_sizes, [(&kept_strides, 0)]);
+        let over = Walk::new(&sum_sizes, [(&sum_strides, 0)]);
+        let runs_over = over.inner_strides() == [1] || count == 1;
+        let possible = runs_over || kept.inner_strides() == [1];
+        (possible && count > 0 && outputs > 0).then_some(SumPlan {
+            kept,
+            over,
+            count,
+            outputs,
+            runs_over,
+        })
+    }
+
+    /// Sums `source`, which begins at the layout's first element, into `out`, one element a result.
+    pub(crate) fn sum_f32(&self, source: &[f32], out: &mut [f32]) {
+        self.run(source, out);
+    }
+
+    fn run<E: Summed>(&self, source: &[E], out: &mut [E]) {
+        if self.runs_over {
+            self.along_summed(source, out);
+        } else {
+            self.along_kept(source, out);
+        }
+    }
+
+    /// Runs lie along the summed axes.
+    fn along_summed<E: Summed>(&self, source: &[E], out: &mut [E]) {
+        let (count, total) = (self.count, self.count * self.outputs);
+        let [kept_stride] = self.kept.inner_strides();
+        let partial = |at: usize, range: std::ops::Range<usize>| {
+            let mut total = E::Total::default();
+            self.over.runs(range, |_, len, [start]| {
+                total = E::join(total, sum_run(&source[at + start..][..len]));
+            });
+            total
+        };
+        if self.outputs * 4 <= total / PART {
+            // Few long sums: split each.
+            for (row, o) in out.iter_mut().enumerate() {
+                let [at] = self.kept.place(row);
+                let parts = map_ranges(count, PART, count, |range| partial(at, range));
+                *o = E::narrow(parts.into_iter().fold(E::Total::default(), E::join));
+            }
+        } else {
+            let rows = (PART / count).max(1);
+            for_blocks(out, rows, total, |first, block| {
+                self.kept
+                    .runs(first..first + block.len(), |at, len, [start]| {
                         let sums = &mut block[at - first..at - first + len];
                         for (i, o) in sums.iter_mut().enumerate() {
                             *o = E::narrow(partial(start + i * kept_stride, 0..count));
                         }
                     });
-                });
-            }
-        });
+            });
+        }
     }
-    if kept_stride == 1 {
-        // Runs lie along the kept axes: add rows to running totals.
-        let width = kept.sizes[kept.sizes.len() - 1];
+
+    /// Runs lie along the kept axes: adds rows to running totals.
+    fn along_kept<E: Summed>(&self, source: &[E], out: &mut [E]) {
+        let (count, total) = (self.count, self.count * self.outputs);
+        let width = self.kept.sizes[self.kept.sizes.len() - 1];
+        let [over_stride] = self.over.inner_strides();
         let add_rows = |totals: &mut [E::Total], at: usize, range: std::ops::Range<usize>| {
-            over.runs(range, |_, count, [start]| {
+            self.over.runs(range, |_, count, [start]| {
                 simd::dispatch(AddRows::<E> {
                     totals: &mut *totals,
                     rows: &source[at + start..],
@@ -385,60 +462,61 @@ fn sum_marked<E: Summed>(
                 });
             });
         };
-        return Tensor::build_unset::<E>(op, shape, |out| {
-            let place = |row: usize| kept.place(row * width)[0];
-            if outputs <= COLUMNS && t.numel() >= 4 * PART {
-                // Few long columns: split the rows, and join the parts in order.
-                let rows = (PART / width).max(1);
-                for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                    let at = place(row);
-                    let parts = map_ranges(count, rows, t.numel(), |range| {
-                        let mut totals = vec![E::Total::default(); width];
-                        add_rows(&mut totals, at, range);
-                        totals
-                    });
+        let place = |row: usize| self.kept.place(row * width)[0];
+        if self.outputs <= COLUMNS && total >= 4 * PART {
+            // Few long columns: split the rows, and join the parts in order.
+            let rows = (PART / width).max(1);
+            for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                let at = place(row);
+                let parts = map_ranges(count, rows, total, |range| {
                     let mut totals = vec![E::Total::default(); width];
-                    for part in parts {
-                        for (total, x) in totals.iter_mut().zip(part) {
-                            *total = E::join(*total, x);
-                        }
-                    }
-                    for (o, total) in out.iter_mut().zip(totals) {
-                        *o = E::narrow(total);
+                    add_rows(&mut totals, at, range);
+                    totals
+                });
+                let mut totals = vec![E::Total::default(); width];
+                for part in parts {
+                    for (total, x) in totals.iter_mut().zip(part) {
+                        *total = E::join(*total, x);
                     }
                 }
-                return;
+                for (o, total) in out.iter_mut().zip(totals) {
+                    *o = E::narrow(total);
+                }
             }
-            let one_row = |row: usize, out: &mut [E], total: usize| {
-                let at = place(row);
-                for_blocks(out, COLUMNS, total, |first, block| {
-                    let mut totals = [E::Total::default(); COLUMNS];
+            return;
+        }
+        let one_row = |row: usize, out: &mut [E], total: usize| {
+            let at = place(row);
+            for_blocks(out, COLUMNS, total, |first, block| {
+                if block.len() <= FEW {
+                    let mut totals = [E::Total::default(); FEW];
                     let totals = &mut totals[..block.len()];
                     add_rows(totals, at + first, 0..count);
                     for (o, total) in block.iter_mut().zip(totals) {
                         *o = E::narrow(*total);
                     }
-                });
-            };
-            if outputs == width {
-                one_row(0, out, t.numel());
-            } else {
-                for_blocks(out, width, t.numel(), |first, block| {
-                    one_row(first / width, block, 0);
-                });
-            }
-        });
+                    return;
+                }
+                let mut totals = [E::Total::default(); COLUMNS];
+                let totals = &mut totals[..block.len()];
+                add_rows(totals, at + first, 0..count);
+                for (o, total) in block.iter_mut().zip(totals) {
+                    *o = E::narrow(*total);
+                }
+            });
+        };
+        if self.outputs == width {
+            one_row(0, out, total);
+        } else {
+            for_blocks(out, width, total, |first, block| {
+                one_row(first / width, block, 0);
+            });
+        }
     }
-    // Neither: bring the summed axes last, in a copy.
-    let mut order = kept_axes;
-    for &axis in sum_axes.iter() {
-        order.push(axis);
-    }
-    let copy = permute_dims(&t.detach(), &order)?.dense(op)?;
-    let mut last = [false; MAX_RANK];
-    last[kept_sizes.len()..order.len()].fill(true);
-    sum_marked::<E>(op, &copy, &last, shape)
 }
+
+/// Columns for which totals of 512 would cost more to clear than to add up.
+const FEW: usize = 32;
 
 /// The largest element along `axis`, NaN where there is one; with `keepdims` the axis stays with size 1.
 /// The gradient goes to the lowest index that holds it.

@@ -4,7 +4,7 @@ use crate::autograd::{self, record, record_keeping_output};
 use crate::capture;
 use crate::dtype::{DType, with_float};
 use crate::error::{Error, Result};
-use crate::lanes::{Real, map_sum_to, max_of, simd_fn, sum_pairs, sum_with};
+use crate::lanes::{LANES, Real, map_sum_to, max_of, simd_fn, sum_pairs, sum_with};
 use crate::ops;
 use crate::ops::replay::replay;
 use crate::ops::rows::{axis_back, axis_last, axis_of, one_float_type, rows_per_block};
@@ -246,9 +246,7 @@ fn class_losses(
         let normaliser = normalisers::<T>(op, x, classes, target.shape())?;
         let z = normaliser.data::<T>()?;
         let loss = Tensor::build_unset::<T>(op, target.shape(), |loss| {
-            for (row, ((loss, &z), &t)) in loss.iter_mut().zip(z).zip(t).enumerate() {
-                *loss = z - x[row * classes + t as usize];
-            }
+            losses_of_classes(x, z, t, classes, loss);
         })?;
         (loss, normaliser)
     });
@@ -276,16 +274,9 @@ fn class_gradient(
         let (x, z, g) = (logits.data::<T>()?, normaliser.data::<T>()?, gd.data::<T>()?);
         let t = target.data::<i64>()?;
         Tensor::build_unset::<T>(op, logits.shape(), |dx| {
-            let total = dx.len().saturating_mul(EXP_COST);
-            for_blocks(dx, rows_per_block(classes) * classes, total, |first, dx| {
-                let rows = first / classes..(first + dx.len()) / classes;
-                probabilities(&x[first..first + dx.len()], &z[rows.clone()], &g[rows.clone()], classes, dx);
-                for (row, dx) in rows.zip(dx.chunks_exact_mut(classes)) {
-                    dx[t[row] as usize] -= g[row];
-                }
-            });
-        })
-    })?;
+            gradient_of_classes(x, z, t, g, classes, dx);
+        })?
+    });
     capture::note(
         "cross_entropy_back",
         &[],
@@ -307,11 +298,75 @@ fn class_gradient(
     Ok(out)
 }
 
+/// z minus the logit of each row's class.
+fn losses_of_classes<T: Real>(x: &[T], z: &[T], t: &[i64], classes: usize, loss: &mut [T]) {
+    for (row, ((loss, &z), &t)) in loss.iter_mut().zip(z).zip(t).enumerate() {
+        *loss = z - x[row * classes + t as usize];
+    }
+}
+
+/// g (softmax(x) - 1 at the row's class), row by row, from the rows' normalisers.
+fn gradient_of_classes<T: Real>(
+    x: &[T],
+    z: &[T],
+    t: &[i64],
+    g: &[T],
+    classes: usize,
+    dx: &mut [T],
+) {
+    let total = dx.len().saturating_mul(EXP_COST);
+    for_blocks(dx, rows_per_block(classes) * classes, total, |first, dx| {
+        let rows = first / classes..(first + dx.len()) / classes;
+        let x = &x[first..first + dx.len()];
+        probabilities(x, &z[rows.clone()], &g[rows.clone()], classes, dx);
+        for (row, dx) in rows.zip(dx.chunks_exact_mut(classes)) {
+            dx[t[row] as usize] -= g[row];
+        }
+    });
+}
+
+/// Losses and normalisers of dense rows in a replayed step: what [`cross_entropy`] computes.
+///
+/// # Errors
+/// [`Error::Index`] for a class number outside `0..classes`.
+pub(crate) fn replayed_losses(
+    op: &'static str,
+    x: &[f32],
+    t: &[i64],
+    classes: usize,
+    loss: &mut [f32],
+    normaliser: &mut [f32],
+) -> Result<()> {
+    check_numbers(op, t, classes)?;
+    normalise(x, classes, normaliser);
+    losses_of_classes(x, normaliser, t, classes, loss);
+    Ok(())
+}
+
+/// Its gradient, from dense rows; `t` as [`replayed_losses`] has checked it.
+///
+/// # Errors
+/// As [`replayed_losses`].
+pub(crate) fn replayed_gradient(
+    op: &'static str,
+    [x, z, g]: [&[f32]; 3],
+    t: &[i64],
+    classes: usize,
+    dx: &mut [f32],
+) -> Result<()> {
+    check_numbers(op, t, classes)?;
+    gradient_of_classes(x, z, t, g, classes, dx);
+    Ok(())
+}
+
 /// Refuses a class number outside `0..classes`.
 fn check_classes(op: &'static str, target: &Tensor, classes: usize) -> Result<()> {
-    let target = target.dense(op)?;
+    check_numbers(op, target.dense(op)?.data::<i64>()?, classes)
+}
+
+fn check_numbers(op: &'static str, numbers: &[i64], classes: usize) -> Result<()> {
     let outside = |&&t: &&i64| t < 0 || t as u64 >= classes as u64;
-    match target.data::<i64>()?.iter().find(outside) {
+    match numbers.iter().find(outside) {
         Some(&index) => Err(Error::Index {
             op,
             index,
@@ -387,20 +442,24 @@ fn normalisers<T: Real + crate::dtype::Element>(
     classes: usize,
     shape: &[usize],
 ) -> Result<Tensor> {
-    Tensor::build_unset::<T>(op, shape, |out| {
-        let total = x.len().saturating_mul(EXP_COST);
-        for_blocks(out, rows_per_block(classes), total, |first, out| {
-            log_sums(
-                &x[first * classes..(first + out.len()) * classes],
-                classes,
-                out,
-            );
-        });
-    })
+    Tensor::build_unset::<T>(op, shape, |out| normalise(x, classes, out))
+}
+
+/// ln(sum(e^x)) of each row of `classes`.
+fn normalise<T: Real>(x: &[T], classes: usize, out: &mut [T]) {
+    let total = x.len().saturating_mul(EXP_COST);
+    for_blocks(out, rows_per_block(classes), total, |first, out| {
+        let rows = first * classes..(first + out.len()) * classes;
+        log_sums(&x[rows], classes, out);
+    });
 }
 
 simd_fn! {
     fn log_sums<T>(x: &[T], classes: usize, out: &mut [T]) {
+        if classes <= LANES {
+            short_log_sums(x, classes, out);
+            return;
+        }
         for (x, out) in x.chunks_exact(classes).zip(out) {
             let (max, log) = log_sum_exp(x);
             *out = max + log;
@@ -408,9 +467,70 @@ simd_fn! {
     }
 }
 
+/// [`log_sum_exp`] of rows of at most [`LANES`] classes, sixteen rows side by side, with the same bits: each row's
+/// terms are added in the same order.
+#[inline(always)]
+fn short_log_sums<T: Real>(x: &[T], classes: usize, out: &mut [T]) {
+    const ROWS: usize = 16;
+    let mut columns = [[T::ZERO; ROWS]; LANES];
+    for (x, out) in x.chunks(ROWS * classes).zip(out.chunks_mut(ROWS)) {
+        for (r, x) in x.chunks_exact(classes).enumerate() {
+            for (column, &x) in columns.iter_mut().zip(x) {
+                column[r] = x;
+            }
+        }
+        let columns = &mut columns[..classes];
+        let mut max = [T::NEG_INFINITY; ROWS];
+        for column in columns.iter() {
+            for (max, &x) in max.iter_mut().zip(column) {
+                *max = max.larger(x);
+            }
+        }
+        for column in columns.iter_mut() {
+            for (x, max) in column.iter_mut().zip(max) {
+                *x = (*x - max).fast_exp_low();
+            }
+        }
+        // As `lanes::fold`, whose other lanes are zeros.
+        let (mut width, mut live) = (LANES / 2, classes);
+        while width > 0 {
+            for c in width..live {
+                let high = columns[c];
+                for (low, high) in columns[c - width].iter_mut().zip(high) {
+                    *low += high;
+                }
+            }
+            live = live.min(width);
+            width /= 2;
+        }
+        let mut sums = columns[0];
+        for (sum, max) in sums.iter_mut().zip(max) {
+            *sum = max + sum.log();
+        }
+        out.copy_from_slice(&sums[..out.len()]);
+    }
+}
+
 simd_fn! {
     /// g softmax(x), row by row, from the rows' normalisers.
     fn probabilities<T>(x: &[T], z: &[T], g: &[T], classes: usize, out: &mut [T]) {
+        if classes < LANES {
+            // Row by row, the vectors would be nearly empty.
+            for (row, (x, out)) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)).enumerate() {
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = x - z[row];
+                }
+            }
+            for out in out.iter_mut() {
+                *out = out.fast_exp_low();
+            }
+            for (out, &g) in out.chunks_exact_mut(classes).zip(g) {
+                for out in out {
+                    *out = g * *out;
+                }
+            }
+            return;
+        }
         for (row, (x, out)) in x.chunks_exact(classes).zip(out.chunks_exact_mut(classes)).enumerate() {
             let (z, g) = (z[row], g[row]);
             for (out, &x) in out.iter_mut().zip(x) {
