@@ -60,6 +60,27 @@ layers = [
 [schedule]
 "#
         ),
+        "noprop" => format!(
+            r#"
+[data]
+source = "digits"
+train-limit = 300
+test-limit = 100
+[model]
+layers = [
+  {{ kind = "flatten", name = "x" }},
+  {{ kind = "linear", name = "noise", features = 10, frozen = true }},
+  {{ kind = "concat", inputs = ["x", "noise"] }},
+  {{ kind = "linear", features = 24 {stem} }}, {{ kind = "relu" }},
+  {{ kind = "linear", name = "block1", features = 10 }},
+  {{ kind = "concat", inputs = ["x", "block1"] }},
+  {{ kind = "linear", features = 16 }}, {{ kind = "relu" }},
+  {{ kind = "linear", name = "block2", features = 10 }},
+  {{ kind = "linear", features = 10 }},
+]
+[schedule]
+"#
+        ),
         _ => format!(
             r#"
 [data]

@@ -843,6 +843,7 @@ winner  member 1, validation/accuracy 90.00 %
             guest_seconds: 0.31,
             host_seconds: 5.0,
             peak_tensor_bytes: 3 << 20,
+            peak_graph_nodes: 40,
             peak_handles: 120,
             restarts: 0,
         }];

@@ -432,6 +432,8 @@ pub struct PluginCounters {
     pub host_seconds: f64,
     /// Most bytes of host tensors alive at once on its account.
     pub peak_tensor_bytes: u64,
+    /// Most nodes of the autograd graph alive at once on its account.
+    pub peak_graph_nodes: u64,
     /// Most handles alive at once.
     pub peak_handles: u64,
     /// Times it was started again after a failure.
@@ -447,6 +449,7 @@ impl PluginCounters {
         self.guest_seconds += other.guest_seconds;
         self.host_seconds += other.host_seconds;
         self.peak_tensor_bytes = self.peak_tensor_bytes.max(other.peak_tensor_bytes);
+        self.peak_graph_nodes = self.peak_graph_nodes.max(other.peak_graph_nodes);
         self.peak_handles = self.peak_handles.max(other.peak_handles);
         self.restarts = self.restarts.max(other.restarts);
     }

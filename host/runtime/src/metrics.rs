@@ -34,6 +34,55 @@ pub struct Sums {
     values: u64,
     loss: f64,
     correct: u64,
+    calibration: Option<Calibration>,
+}
+
+/// Bins of a probability from 0 to 1.
+const BINS: usize = 15;
+
+/// What came true in each bin of equal width: events, the sum of their probabilities, and how many happened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bin {
+    events: f64,
+    probability: f64,
+    happened: f64,
+}
+
+/// Probabilities beside how often they come true.
+#[derive(Clone, Debug)]
+struct Calibration {
+    /// Of the likeliest class.
+    top: [Bin; BINS],
+    /// Of each class.
+    classes: Vec<[Bin; BINS]>,
+    brier: f64,
+}
+
+impl Calibration {
+    fn add(&mut self, row: &[f64], best: usize, class: usize) {
+        let put = |bins: &mut [Bin; BINS], p: f64, happened: bool| {
+            // A bin holds its upper edge, as in Guo et al. 2017; no number is in the lowest.
+            let at = ((p * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
+            bins[at].events += 1.0;
+            bins[at].probability += p;
+            bins[at].happened += f64::from(u8::from(happened));
+        };
+        put(&mut self.top, row[best], best == class);
+        for (k, (bins, &p)) in self.classes.iter_mut().zip(row).enumerate() {
+            put(bins, p, k == class);
+            self.brier += (p - f64::from(u8::from(k == class))).powi(2);
+        }
+    }
+}
+
+/// Sum over the bins of |happened - probability| events / n.
+fn calibration_error(bins: &[Bin; BINS]) -> f64 {
+    let events: f64 = bins.iter().map(|bin| bin.events).sum();
+    let gaps: f64 = bins
+        .iter()
+        .map(|bin| (bin.happened - bin.probability).abs())
+        .sum();
+    gaps / events.max(1.0)
 }
 
 impl Sums {
@@ -47,7 +96,20 @@ impl Sums {
             values: 0,
             loss: 0.0,
             correct: 0,
+            calibration: None,
         }
+    }
+
+    /// Probabilities of classes are compared with how often they come true.
+    pub fn with_calibration(mut self) -> Sums {
+        if self.classes > 0 {
+            self.calibration = Some(Calibration {
+                top: [Bin::default(); BINS],
+                classes: vec![[Bin::default(); BINS]; self.classes as usize],
+                brier: 0.0,
+            });
+        }
+        self
     }
 
     /// The classes are the bytes of a text: the cross-entropy is given in bits as well.
@@ -127,6 +189,17 @@ impl Sums {
         let clean = row.iter().all(|x| !x.is_nan());
         self.correct += u64::from(clean && best == class);
         self.values += 1;
+        if let Some(calibration) = &mut self.calibration {
+            match kind {
+                Prediction::Logits => {
+                    let top = row[best];
+                    let sum: f64 = row.iter().map(|x| (x - top).exp()).sum();
+                    let row: Vec<f64> = row.iter().map(|x| (x - top).exp() / sum).collect();
+                    calibration.add(&row, best, class);
+                }
+                _ => calibration.add(row, best, class),
+            }
+        }
         let p = row.get(class).copied().unwrap_or(f64::NAN);
         self.loss += match (self.loss_kind, kind) {
             (Loss::CrossEntropy, Prediction::Logits) => {
@@ -141,7 +214,9 @@ impl Sums {
         };
     }
 
-    /// `loss`, `accuracy` where there are classes, and `bits-per-byte` where those are bytes.
+    /// `loss`, `accuracy` where there are classes, and `bits-per-byte` where those are bytes; with calibration the
+    /// expected calibration error of the likeliest class, `ece`, the mean of that of every class, `class-ece`, both in
+    /// 15 bins of equal width, and the squared error of the probabilities, `brier`.
     pub fn finish(&self) -> BTreeMap<String, f64> {
         let mut out = BTreeMap::new();
         if self.samples > 0 {
@@ -155,6 +230,12 @@ impl Sums {
             if self.bytes && self.loss_kind == Loss::CrossEntropy {
                 let nats = self.loss / self.values.max(1) as f64;
                 out.insert("bits-per-byte".to_string(), nats / std::f64::consts::LN_2);
+            }
+            if let Some(found) = &self.calibration {
+                let every: f64 = found.classes.iter().map(calibration_error).sum();
+                out.insert("ece".to_string(), calibration_error(&found.top));
+                out.insert("class-ece".to_string(), every / f64::from(self.classes));
+                out.insert("brier".to_string(), found.brier / self.values.max(1) as f64);
             }
         }
         out
@@ -202,6 +283,49 @@ mod tests {
         let flat = t(&[0.0; 4], &[2, 2], DType::F64);
         let error = sums.add(Prediction::Logits, &flat, &targets).unwrap_err();
         assert_eq!(error, "predictions have shape [2, 2], expected [1, 2, 2]");
+    }
+
+    #[test]
+    fn calibration_compares_probabilities_with_how_often_they_come_true() {
+        let mut sums = Sums::new(Loss::CrossEntropy, 2).with_calibration();
+        // Sure to 0.9 four times and right three times; sure to 0.6 once and wrong.
+        let rows = [0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.1, 0.9, 0.6, 0.4];
+        let targets = t(&[0.0, 0.0, 1.0, 1.0, 1.0], &[5], DType::I64);
+        sums.add(
+            Prediction::Probabilities,
+            &t(&rows, &[5, 2], DType::F64),
+            &targets,
+        )
+        .unwrap();
+        let m = sums.finish();
+        // |3 - 3.6| and |0 - 0.6| over 5.
+        assert!((m["ece"] - 1.2 / 5.0).abs() < 1e-12, "{m:?}");
+        // Class 0 at 0.9: 2 of 2.7 expected; at 0.6: 0 of 0.6; at 0.1: 0 of 0.1. Class 1 the same.
+        assert!(
+            (m["class-ece"] - (0.7 + 0.6 + 0.1) / 5.0).abs() < 1e-12,
+            "{m:?}"
+        );
+        // 0.01 + 0.01 three times, 0.81 + 0.81, 0.36 + 0.36.
+        assert!(
+            (m["brier"] - (0.06 + 1.62 + 0.72) / 5.0).abs() < 1e-12,
+            "{m:?}"
+        );
+        // Logits are turned into probabilities first.
+        let mut sums = Sums::new(Loss::CrossEntropy, 2).with_calibration();
+        let logits: Vec<f64> = rows.iter().map(|p: &f64| p.ln() + 3.0).collect();
+        sums.add(
+            Prediction::Logits,
+            &t(&logits, &[5, 2], DType::F64),
+            &targets,
+        )
+        .unwrap();
+        assert!((sums.finish()["brier"] - m["brier"]).abs() < 1e-12);
+        assert!(
+            !Sums::new(Loss::Mse, 0)
+                .with_calibration()
+                .finish()
+                .contains_key("ece")
+        );
     }
 
     #[test]

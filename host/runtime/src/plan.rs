@@ -359,6 +359,9 @@ pub struct SchedulePlan {
     /// Further splits that are measured at the end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evaluate: Vec<String>,
+    /// Whether probabilities are compared with how often they come true.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub calibration: bool,
 }
 
 /// Length of a round.

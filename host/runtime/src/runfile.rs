@@ -58,7 +58,7 @@ const DATA: [&str; 26] = [
     "frequencies",
     "noise",
 ];
-const SCHEDULE: [&str; 9] = [
+const SCHEDULE: [&str; 10] = [
     "epochs",
     "steps",
     "steps-per-epoch",
@@ -68,6 +68,7 @@ const SCHEDULE: [&str; 9] = [
     "evaluation-episodes",
     "evaluate",
     "loss",
+    "calibration",
 ];
 const STAGE: [&str; 8] = [
     "name", "train", "freeze", "schedule", "trainer", "pruner", "auditor", "searcher",
@@ -401,6 +402,7 @@ fn searcher(field: &Field<'_, '_>) -> Option<(PluginPlan, SearchPlan)> {
 /// The schedule of a search: its budget of steps, and what a step is.
 fn search_schedule(search: &SearchPlan) -> SchedulePlan {
     SchedulePlan {
+        calibration: false,
         length: Length::Steps(search.max_steps.unwrap_or(u32::MAX.into())),
         batch_size: search.prompts_per_step,
         steps_per_epoch: None,
@@ -1300,6 +1302,9 @@ fn schedule(
         evaluation_batch: small("evaluation-batch", 512),
         loss: loss.map_or(default_loss, |index| [Loss::CrossEntropy, Loss::Mse][index]),
         evaluate,
+        calibration: get("calibration")
+            .and_then(|field| field.bool())
+            .unwrap_or_default(),
     })
 }
 

@@ -24,6 +24,7 @@ struct Counts {
     used: AtomicU64,
     peak: AtomicU64,
     nodes: AtomicU64,
+    peak_nodes: AtomicU64,
 }
 
 thread_local! {
@@ -39,6 +40,7 @@ impl Account {
             used: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             nodes: AtomicU64::new(0),
+            peak_nodes: AtomicU64::new(0),
         }))
     }
 
@@ -60,6 +62,11 @@ impl Account {
     /// Graph nodes that still hold their gradient rule (leaves are not counted).
     pub fn live_nodes(&self) -> u64 {
         self.0.nodes.load(Ordering::Relaxed)
+    }
+
+    /// The most graph nodes alive at any time since creation.
+    pub fn peak_nodes(&self) -> u64 {
+        self.0.peak_nodes.load(Ordering::Relaxed)
     }
 
     /// Makes this the current thread's account until the returned scope is dropped.
@@ -208,7 +215,11 @@ impl NodeCount {
     pub(crate) fn take() -> NodeCount {
         let account = Account::current();
         if let Some(Account(counts)) = &account {
-            counts.nodes.fetch_add(1, Ordering::Relaxed);
+            let nodes = counts.nodes.fetch_add(1, Ordering::Relaxed) + 1;
+            // Written only where it grows, as the peak of bytes.
+            if nodes > counts.peak_nodes.load(Ordering::Relaxed) {
+                counts.peak_nodes.fetch_max(nodes, Ordering::Relaxed);
+            }
         }
         NodeCount(account)
     }

@@ -72,6 +72,7 @@ fn a_long_chain_is_built_differentiated_and_dropped_without_recursion() {
         y = ops::multiply(&y, &x).unwrap();
     }
     assert_eq!(account.live_nodes(), 200_000);
+    assert_eq!(account.peak_nodes(), 200_000);
     let kept = grad(&[&y], &[None], &[&x], false, true).unwrap();
     assert_eq!(kept[0].item().unwrap(), 200_001.0);
     assert_eq!(account.live_nodes(), 200_000);

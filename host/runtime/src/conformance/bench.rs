@@ -113,7 +113,13 @@ impl Bench {
             std::fs::write(self.folder.join("text.txt"), toy::text(trial.size)).map_err(problem)?;
         }
         std::fs::write(&file, text).map_err(problem)?;
-        let mut plan = runfile::load(&file, &Overrides::default())?;
+        let sets = toy::layers(&exam.setup.layers, trial)
+            .map(|layers| ("model.layers".to_string(), layers));
+        let overrides = Overrides {
+            sets: sets.into_iter().collect(),
+            ..Overrides::default()
+        };
+        let mut plan = runfile::load(&file, &overrides)?;
         plan.seed = exam.setup.seed;
         plan.threads = trial.threads;
         for plugin in &mut plan.plugins {

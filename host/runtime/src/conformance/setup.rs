@@ -56,6 +56,8 @@ pub struct Setup {
     pub problem: Option<Problem>,
     /// Steps of a round.
     pub steps: u64,
+    /// Layers of the ordinary model with samples, for a plugin that trains only models of a certain form.
+    pub layers: Vec<toml::Table>,
     /// Why equal rewards have advantages other than 0, where a normaliser means them to.
     pub constant_rewards: Option<String>,
     /// What a plugin may use.
@@ -70,6 +72,7 @@ impl Default for Setup {
             options: BTreeMap::new(),
             problem: None,
             steps: 24,
+            layers: Vec::new(),
             constant_rewards: None,
             limits: Limits {
                 memory: 64 << 20,
@@ -93,6 +96,7 @@ struct Written {
     options: BTreeMap<String, toml::Value>,
     problem: Option<Problem>,
     steps: Option<u64>,
+    layers: Vec<toml::Table>,
     constant_rewards: Option<String>,
 }
 
@@ -121,7 +125,7 @@ impl Setup {
         let wrong = |problem: String| {
             Diagnostic::new(format!("`{shown}` says something that can't be"))
                 .detail("because", problem)
-                .expected("options = { .. }, problem = \"classes\", \"values\", \"tasks\", \"world\" or \"text\", steps = N, constant-rewards = \"why\"; all may be left out")
+                .expected("options = { .. }, problem = \"classes\", \"values\", \"tasks\", \"world\" or \"text\", steps = N, layers = [..] as in a run file, constant-rewards = \"why\"; all may be left out")
         };
         let written: Written =
             toml::from_str(&text).map_err(|error| wrong(error.message().to_string()))?;
@@ -133,6 +137,7 @@ impl Setup {
             setup.steps = steps;
         }
         setup.problem = written.problem;
+        setup.layers = written.layers;
         setup.constant_rewards = written
             .constant_rewards
             .filter(|why| !why.trim().is_empty());

@@ -197,6 +197,28 @@ pub(super) fn words(slot: Slot, trial: &Trial) -> String {
     )
 }
 
+/// The layers that a plugin asks for in its conformance.toml, where they stand for those of [`run_file`]: on samples,
+/// in a model of ordinary size. Where a frozen layer is to be tried it is the first that has a weight and is not frozen.
+pub(super) fn layers(wanted: &[toml::Table], trial: &Trial) -> Option<String> {
+    let samples = matches!(trial.problem, Problem::Classes | Problem::Values);
+    let sized = matches!(trial.size, Size::Ordinary | Size::Frozen);
+    if wanted.is_empty() || !samples || !sized {
+        return None;
+    }
+    let mut layers = wanted.to_vec();
+    if trial.size == Size::Frozen {
+        let weighs = |layer: &&mut toml::Table| {
+            let kind = layer.get("kind").and_then(toml::Value::as_str);
+            matches!(kind, Some("linear" | "conv2d")) && !layer.contains_key("frozen")
+        };
+        if let Some(first) = layers.iter_mut().find(weighs) {
+            first.insert("frozen".into(), toml::Value::Boolean(true));
+        }
+    }
+    let layers = layers.into_iter().map(toml::Value::Table).collect();
+    Some(toml::Value::Array(layers).to_string())
+}
+
 /// The run file of a trial. The plugin stands under the name `subject`.
 pub(super) fn run_file(slot: Slot, trial: &Trial, subject: &str) -> String {
     let steps = trial.steps;

@@ -219,6 +219,9 @@ impl Runner<'_> {
         if matches!(source, Some(DataSource::Text { .. })) {
             sums = sums.of_bytes();
         }
+        if self.stage().schedule.calibration {
+            sums = sums.with_calibration();
+        }
         let mut at = 0;
         while at < count {
             let to = (at + size).min(count);

@@ -1450,6 +1450,7 @@ pub(crate) fn cost_of(session: &Session) -> PluginCounters {
         guest_seconds: c.total.saturating_sub(c.host).as_secs_f64(),
         host_seconds: c.host.as_secs_f64(),
         peak_tensor_bytes: guest.account.peak_bytes(),
+        peak_graph_nodes: guest.account.peak_nodes(),
         peak_handles: c.peak_handles,
         restarts: 0,
     }
