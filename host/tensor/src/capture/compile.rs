@@ -221,7 +221,7 @@ fn direct(key: &Key, next: &Planned, values: &[Value]) -> Option<Work> {
             }
             let divisor = a.numel() as f64 / results as f64;
             let divisor = (key.op == "mean").then_some(divisor as f32);
-            Some(Work::Sum(SumPlan::new(&a, &summed)?, divisor))
+            Some(Work::Sum(Box::new(SumPlan::new(&a, &summed)?), divisor))
         }
         ("cross_entropy", [x, t])
             if is_f32(x) && dtype(&t.value) == DType::I64 && inputs.iter().all(dense) =>

@@ -45,7 +45,7 @@ pub(super) enum Work {
     /// One product of two matrices: [m, k, n].
     Product([usize; 3]),
     /// A sum, divided by a number where there is one.
-    Sum(SumPlan, Option<f32>),
+    Sum(Box<SumPlan>, Option<f32>),
     /// Cross-entropy of dense rows against class numbers, and the rows' normalisers; how many classes.
     Losses(usize),
     /// Its gradient.
