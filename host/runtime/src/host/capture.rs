@@ -92,6 +92,8 @@ struct Recorded {
 pub struct Captured {
     name: String,
     stream: Option<Rc<StreamId>>,
+    // Boxed: each replay takes its program out and puts it back.
+    #[allow(clippy::vec_box)]
     programs: Vec<Box<Recorded>>,
     /// The last batch of a replay, whose tensors the next one takes.
     gathered: Gathered,
