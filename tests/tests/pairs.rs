@@ -14,7 +14,7 @@ fn hurried(pruner: &str) -> &'static str {
     match pruner {
         "magnitude" => "sparsity = 0.8, every-steps = 5",
         "granet" => "sparsity = 0.8, every-steps = 5",
-        "bdwp" => "n = 1, dense-first = false, dense-last = false",
+        "bdwp" => "n = 1, m = 2, dense-first = false, dense-last = false",
         "lottery-ticket" => "rounds = 3, rate = 0.4",
         other => panic!("no options for the new pruner `{other}`: add them here"),
     }
