@@ -60,7 +60,7 @@ impl Transform for __TYPE__ {
         Ok(__TYPE__ {
             settings,
             mean: inputs.mean(&[]).item(),
-            deviation: inputs.flatten().std(&[0], 0.0).item(),
+            deviation: inputs.std(&[], 0.0).item(),
         })
     }
 
